@@ -1,0 +1,69 @@
+"""Make a private retrieval index answer better, on the machine where it lives.
+
+Names are imported on first use, so that a program pays only for what it uses.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nexus_integrations.data import RetrievalDataset, SimilarityDataset
+    from nexus_integrations.dendrite import DendriticHead
+    from nexus_integrations.encoder import DendriticEncoder
+    from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
+    from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
+    from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
+    from nexus_integrations.types import Encoder, Metric, VectorIndex
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Comparison": "evaluation",
+    "DendriticEncoder": "encoder",
+    "DendriticHead": "dendrite",
+    "Encoder": "types",
+    "Evaluation": "evaluation",
+    "FinetuneConfig": "training.recipe",
+    "FinetuneResult": "training.recipe",
+    "Metric": "types",
+    "NudgeConfig": "nudge.apply",
+    "NudgeReport": "nudge.apply",
+    "RetrievalDataset": "data",
+    "SimilarityDataset": "data",
+    "VectorIndex": "types",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
+    "finetune": "training.recipe",
+    "nudge_index": "nudge.apply",
+}
+
+__all__ = [
+    "Comparison",
+    "DendriticEncoder",
+    "DendriticHead",
+    "Encoder",
+    "Evaluation",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "Metric",
+    "NudgeConfig",
+    "NudgeReport",
+    "RetrievalDataset",
+    "SimilarityDataset",
+    "VectorIndex",
+    "compare",
+    "evaluate",
+    "finetune",
+    "nudge_index",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,276 @@
+"""Text to unit vectors: a sentence-transformers backbone with a head per role."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nexus_integrations.backends.torch import Role, TorchBackbone
+from nexus_integrations.data import check_texts
+from nexus_integrations.dendrite import DendriticHead
+from nexus_integrations.source import DEFAULT_MODEL, find_model, sha256_of
+from nexus_integrations.types import Floats
+
+_MANIFEST = "nexus.json"
+_FORMAT = "nexus-encoder"
+_VERSION = 1
+
+
+class DendriticEncoder:
+    """A frozen backbone and, for each role, an optional head on its vectors.
+
+    An encoder is immutable: training returns another one, which shares the backbone. A head on the
+    query side alone leaves stored document vectors valid; one on both sides does not.
+    """
+
+    def __init__(
+        self,
+        backbone: TorchBackbone,
+        *,
+        query_head: DendriticHead | None = None,
+        document_head: DendriticHead | None = None,
+    ) -> None:
+        """Join a backbone and heads; `load` makes one from a model's name.
+
+        The same head given twice is one shared head. Raises `ValueError` for a head of another
+        dimension than the backbone's.
+        """
+        for head in (query_head, document_head):
+            if head is not None and head.dimension != backbone.dimension:
+                raise ValueError(
+                    f"a head of dimension {head.dimension} does not fit a backbone of dimension "
+                    f"{backbone.dimension}"
+                )
+        self.backbone = backbone
+        self.query_head = query_head
+        self.document_head = document_head
+        self.truncated = 0
+        """How many of the texts given so far were longer than `max_length` and cut off."""
+        self._warned: set[str] = set()
+
+    @classmethod
+    def load(cls, model: str | Path | None = None, *, device: str = "cpu") -> "DendriticEncoder":
+        """Load a saved encoder, or a plain sentence-transformers model without heads.
+
+        `model` is a folder or a hub name, by default all-MiniLM-L6-v2; see `source.find_model` for
+        where it is looked for. Raises `FileNotFoundError` when it is nowhere and `ValueError` when
+        a folder is damaged, was tampered with, or holds no model.
+        """
+        folder = find_model(str(model if model is not None else DEFAULT_MODEL))
+        if not (folder / _MANIFEST).is_file():
+            return cls(TorchBackbone.load(folder, device))
+        manifest = _verified_manifest(folder)
+        heads = {
+            name: DendriticHead.load(folder / name).to(device).requires_grad_(False)
+            for name in set(manifest["heads"].values())
+        }
+        by_role = {role: heads[name] for role, name in manifest["heads"].items()}
+        encoder = cls(
+            TorchBackbone.load(folder / "backbone", device),
+            query_head=by_role.get("query"),
+            document_head=by_role.get("document"),
+        )
+        if encoder.fingerprint != manifest["fingerprint"]:
+            raise ValueError(
+                f"{folder} does not give the vectors it was saved with: its fingerprint differs. "
+                "It was altered, or a library reads the model differently"
+            )
+        return encoder
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self.backbone.dimension
+
+    @property
+    def max_length(self) -> int:
+        """How many word pieces of a text are read; the rest is cut off."""
+        return self.backbone.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over all that a vector depends on beside its text.
+
+        That is the backbone's weights, pooling, prompts and maximal length, and both heads.
+        """
+        return self._digest(self.query_head, self.document_head)
+
+    @property
+    def document_fingerprint(self) -> str:
+        """SHA-256, in hex, over all that a document's vector depends on.
+
+        Encoders that differ in their query head alone share it: they can share stored vectors.
+        """
+        return self._digest(self.document_head)
+
+    def encode_queries(self, texts: Sequence[str]) -> Floats:
+        """Return one unit row per query: float32 (n, dimension).
+
+        Raises `TypeError` for a bare string and for an item that is not text. Blank texts, lone
+        surrogates (read as U+FFFD) and texts longer than `max_length` are embedded, with one
+        warning of each kind.
+        """
+        vectors = self.backbone_vectors(texts, "query")
+        return vectors if self.query_head is None else self.query_head.transform(vectors)
+
+    def encode_documents(self, texts: Sequence[str]) -> Floats:
+        """Return one unit row per document: float32 (n, dimension); otherwise as queries."""
+        vectors = self.backbone_vectors(texts, "document")
+        return vectors if self.document_head is None else self.document_head.transform(vectors)
+
+    def backbone_vectors(self, texts: Sequence[str], role: Role) -> Floats:
+        """Return the backbone's unit vectors, float32 (n, dimension), before any head."""
+        check_texts(texts)
+        readable = [_readable(text) for text in texts]
+        changed = sum(a != b for a, b in zip(texts, readable, strict=True))
+        blank = sum(not text.strip() for text in readable)
+        truncated = self.backbone.count_truncated(readable)
+        self.truncated += truncated
+        self._warn_once("surrogate", changed, "hold lone surrogates, which are read as U+FFFD")
+        self._warn_once("blank", blank, "are blank: their vectors mean nothing")
+        self._warn_once(
+            "truncated",
+            truncated,
+            f"are longer than {self.max_length} word pieces, of which alone a vector is made; "
+            "the encoder's `truncated` goes on counting",
+        )
+        return self.backbone.encode(readable, role)
+
+    def with_heads(
+        self, *, query_head: DendriticHead | None, document_head: DendriticHead | None
+    ) -> "DendriticEncoder":
+        """Return an encoder with these heads over the same backbone."""
+        return DendriticEncoder(self.backbone, query_head=query_head, document_head=document_head)
+
+    def save(self, folder: str | Path) -> None:
+        """Write backbone, heads and a manifest of hashes: safetensors and JSON, no training text.
+
+        The folder appears whole or not at all; one that an encoder was saved to is replaced. Raises
+        `FileExistsError` for a folder that holds something else, and `OSError` when it cannot be
+        written.
+        """
+        target = Path(folder)
+        if target.exists() and any(target.iterdir()) and not (target / _MANIFEST).is_file():
+            raise FileExistsError(f"{target} holds something other than a saved encoder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            self.backbone.save(draft / "backbone")
+            heads = {}
+            for role, head in (("query", self.query_head), ("document", self.document_head)):
+                if head is not None:
+                    shared = role == "document" and head is self.query_head
+                    heads[role] = "query_head.safetensors" if shared else f"{role}_head.safetensors"
+                    head.save(draft / heads[role])
+            files = sorted(path for path in draft.rglob("*") if path.is_file())
+            manifest = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "fingerprint": self.fingerprint,
+                "document_fingerprint": self.document_fingerprint,
+                "dimension": self.dimension,
+                "max_length": self.max_length,
+                "normalised": True,
+                "similarity": "cosine",
+                "heads": heads,
+                "sha256": {path.relative_to(draft).as_posix(): sha256_of(path) for path in files},
+            }
+            (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            draft.chmod(0o777 & ~_umask())
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+                target.rename(old / "old")
+                draft.rename(target)
+                shutil.rmtree(old)
+            else:
+                draft.rename(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def save_sentence_transformers(self, folder: str | Path) -> None:
+        """Write a plain sentence-transformers folder, which any of its users loads.
+
+        Possible when both roles share one linear head, or have none: it becomes one `Dense` layer.
+        Raises `ValueError` for other heads: dendrites are no `Dense`.
+        """
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+        head = self.query_head
+        if head is not self.document_head or (head is not None and head.dendrites):
+            raise ValueError(
+                "only one linear head, shared by both roles, is a plain sentence-transformers "
+                "model: train with side='both', dendrites=0, or use save"
+            )
+        modules = list(self.backbone.model)
+        if head is not None:
+            dense = Dense(self.dimension, self.dimension, bias=False, activation_function=None)
+            weight = torch.eye(self.dimension) + head.weight.detach().cpu()
+            dense.load_state_dict({"linear.weight": weight})
+            modules += [dense, Normalize()]  # (I + W)v needs no unit v: its length cancels
+        prompts = {name: text or "" for name, text in self.backbone.model.prompts.items()}
+        plain = SentenceTransformer(modules=modules, prompts=prompts)
+        TorchBackbone(plain).save(Path(folder))
+
+    def _digest(self, *heads: DendriticHead | None) -> str:
+        digest = hashlib.sha256(self.backbone.digest.encode())
+        for head in heads:
+            # An untrained head changes no vector, so it does not change the fingerprint.
+            tensors = {} if head is None or head.is_identity else head.state_dict()
+            digest.update(f"head {len(tensors)}".encode())
+            for name, tensor in sorted(tensors.items()):
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        return digest.hexdigest()
+
+    def _warn_once(self, kind: str, count: int, what: str) -> None:
+        if count and kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"{count} of the texts {what}", UserWarning, stacklevel=4)
+
+
+def _readable(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer takes (PDF extraction leaves them)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _verified_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest and compare every file's hash with it."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["version"] if manifest["format"] == _FORMAT else None
+        hashes, _ = manifest["sha256"], manifest["fingerprint"]
+        heads = set(manifest["heads"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / _MANIFEST} is damaged: {error!r}") from None
+    if version != _VERSION:
+        raise ValueError(
+            f"{folder} has format version {version}, this package reads {_VERSION}: update it"
+        )
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{folder} is incomplete: {name} is missing")
+        if sha256_of(path) != expected:
+            raise ValueError(f"{folder} was altered: the SHA-256 of {name} differs")
+    if not heads <= set(hashes):
+        raise ValueError(f"{folder / _MANIFEST} names heads that it has no hash of")
+    return manifest  # type: ignore[no-any-return]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,5 @@
+"""Document vectors where they live: one `VectorIndex` per engine, over its native handle."""
+
+from nexus_integrations.index.memory import MemoryIndex
+
+__all__ = ["MemoryIndex"]

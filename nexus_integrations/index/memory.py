@@ -1,0 +1,154 @@
+"""The reference index: exact search over a numpy array."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nexus_integrations.types import Floats, Hits, Integers, Metric
+
+# Scores of one block of documents: 2**22 float32 are 16 MiB, small beside any corpus.
+_BLOCK_SCORES = 2**22
+
+
+class MemoryIndex:
+    """Vectors in memory, searched exactly.
+
+    The array is copied on construction, so that `replace` never changes an array of the caller.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], vectors: Floats, metric: Metric | str = Metric.COSINE
+    ) -> None:
+        """Index `vectors`, float32 (n, dimension), under `ids`.
+
+        Raises `ValueError` for a duplicate id, a shape that does not match, a vector with NaN or
+        infinity, and, under the cosine, a zero vector; each names the id.
+        """
+        self.metric = Metric(metric)
+        self._ids = list(ids)
+        self._vectors = np.array(vectors, dtype=np.float32, order="C")
+        if self._vectors.ndim != 2 or len(self._ids) != len(self._vectors):
+            raise ValueError(
+                f"expected one row of vectors per id: {len(self._ids)} ids, "
+                f"vectors of shape {self._vectors.shape}"
+            )
+        self._rows = {id_: row for row, id_ in enumerate(self._ids)}
+        if len(self._rows) < len(self._ids):
+            twice = next(id_ for id_, times in Counter(self._ids).items() if times > 1)
+            raise ValueError(f"id {twice!r} occurs more than once")
+        check_vectors(self._ids, self._vectors, self.metric)
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return int(self._vectors.shape[1])
+
+    def __len__(self) -> int:
+        """The number of stored vectors."""
+        return len(self._ids)
+
+    def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:
+        """Yield the ids of all stored vectors, `batch_size` at a time, in insertion order."""
+        for start in range(0, len(self._ids), batch_size):
+            yield self._ids[start : start + batch_size]
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """Return a copy of the stored vectors, float32 (len(ids), dimension), in the order asked.
+
+        An unknown id raises `KeyError`.
+        """
+        return self._vectors[self._row_numbers(ids)]
+
+    def search(self, queries: Floats, k: int) -> Hits:
+        """Return the k nearest documents of each query, float32 (n_queries, dimension), exactly.
+
+        Equal similarities among those found are ranked by insertion order. Raises `ValueError` for
+        k < 1 and for queries of another dimension.
+        """
+        queries = np.atleast_2d(np.asarray(queries, dtype=np.float32))
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        if queries.shape[1] != self.dimension:
+            raise ValueError(
+                f"queries have dimension {queries.shape[1]}, the index has {self.dimension}: "
+                "they come from different models"
+            )
+        k = min(k, len(self._ids))
+        if self.metric is Metric.COSINE:
+            norms = np.linalg.norm(queries, axis=1, keepdims=True)
+            queries = queries / np.maximum(norms, np.finfo(np.float32).tiny)
+        best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
+        rows = np.zeros((len(queries), 0), dtype=np.int64)
+        step = max(1, min(len(self._ids), _BLOCK_SCORES // max(1, len(queries))))
+        for start in range(0, len(self._ids), step):
+            block = self._similarities(queries, start, start + step)  # (n_queries, ≤ step)
+            best, rows = _merge_top(best, rows, block, start, k)
+        return Hits([[self._ids[row] for row in found] for found in rows], best)
+
+    def replace(self, ids: Sequence[str], vectors: Floats) -> None:
+        """Overwrite the vectors of `ids` with float32 (len(ids), dimension).
+
+        Raises `KeyError` for an unknown id and `ValueError` for vectors of another shape, NaN,
+        infinity, duplicates or zero under the cosine, each before anything is written.
+        """
+        vectors = np.asarray(vectors, dtype=np.float32)
+        rows = self._row_numbers(ids)
+        if vectors.shape != (len(rows), self.dimension):
+            raise ValueError(
+                f"expected vectors of shape {(len(rows), self.dimension)}, got {vectors.shape}"
+            )
+        if len(set(rows)) < len(rows):
+            raise ValueError("an id occurs more than once among those to replace")
+        check_vectors(ids, vectors, self.metric)
+        self._vectors[rows] = vectors
+
+    def _row_numbers(self, ids: Sequence[str]) -> list[int]:
+        try:
+            return [self._rows[id_] for id_ in ids]
+        except KeyError as error:
+            raise KeyError(f"the index holds no document {error.args[0]!r}") from None
+
+    def _similarities(self, queries: Floats, start: int, stop: int) -> Floats:
+        block = self._vectors[start:stop]
+        scores = queries @ block.T  # (n_queries, n_block)
+        if self.metric is Metric.COSINE:
+            scores /= np.linalg.norm(block, axis=1)
+        elif self.metric is Metric.L2:
+            squared = np.einsum("ij,ij->i", block, block)
+            scores = 2 * scores - squared - np.einsum("ij,ij->i", queries, queries)[:, None]
+        return np.asarray(scores, dtype=np.float32)
+
+
+def check_vectors(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
+    """Raise `ValueError`, which names the first id, for vectors that no index can rank.
+
+    These are vectors with NaN or infinity and, under the cosine, vectors of length zero.
+    `vectors` is (len(ids), dimension).
+    """
+    squared = np.einsum("ij,ij->i", vectors, vectors)  # (n,): NaN and infinity propagate
+    for bad, what in (
+        (~np.isfinite(squared), "has NaN or infinite entries"),
+        (squared == 0 if metric is Metric.COSINE else None, "is zero, so its cosine is undefined"),
+    ):
+        if bad is not None and bad.any():
+            raise ValueError(
+                f"the vector of document {ids[int(np.argmax(bad))]!r} {what} "
+                f"({int(bad.sum())} such vectors): embed it again or remove it"
+            )
+
+
+def _merge_top(
+    best: Floats, rows: Integers, block: Floats, start: int, k: int
+) -> tuple[Floats, Integers]:
+    """Merge a block's scores, (n_queries, n_block), into the best k so far, sorted, ties by row."""
+    if block.shape[1] > k:
+        found = np.argpartition(block, -k, axis=1)[:, -k:]  # (n_queries, k)
+        scores = np.take_along_axis(block, found, axis=1)
+    else:
+        found = np.broadcast_to(np.arange(block.shape[1]), block.shape)
+        scores = block
+    scores = np.concatenate([best, scores], axis=1)
+    found = np.concatenate([rows, found + start], axis=1)
+    order = np.lexsort((found, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)

@@ -1,0 +1,136 @@
+"""Choosing γ: how every γ would rank the questions that judge it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nexus_integrations.evaluation import metric_depth, score_rankings
+from nexus_integrations.nudge.solver import Shift, Turn, most_answers_first, query_sums, rankings
+from nexus_integrations.progress import progress_bar
+from nexus_integrations.types import Floats, Metric, VectorIndex
+
+_QUERY_BATCH = 256
+
+
+class Judges:
+    """Questions that judge γ: what each finds among documents that no γ moves.
+
+    The corpus enters only here, through one search per question.
+    """
+
+    def __init__(
+        self,
+        index: VectorIndex,
+        queries: Floats,
+        relevant: Mapping[str, Sequence[str]],
+        touched: Sequence[str],
+        metric: str,
+    ) -> None:
+        """Search `index` with `queries`, float32 (n_queries, dimension), unit rows.
+
+        `relevant` holds the relevant ids per query id, in the order of `queries`; `touched` are the
+        documents that may move, which the index holds unmoved now.
+        """
+        self.queries = queries
+        self.relevant = relevant
+        self.touched = touched
+        self.metric = metric
+        self.depth = metric_depth(metric)
+        self.other_ids, self.others = _search_unmoved(index, queries, set(touched), self.depth)
+
+    def values(
+        self, moves: Turn | Shift, gammas: Sequence[float], rows: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """Return the metric per γ for the questions `rows`: float64 (n_gammas, n_rows)."""
+        names = list(self.relevant)
+        values = np.zeros((len(gammas), len(rows)))
+        starts = range(0, len(rows), _QUERY_BATCH)
+        for start in progress_bar(starts, desc="choose γ", unit="batch"):
+            batch = list(rows[start : start + _QUERY_BATCH])
+            found = rankings(moves, self.queries[batch], self.others[batch], gammas, self.depth)
+            for number, ranked in enumerate(found):
+                runs = {
+                    names[row]: [self._id(row, entry) for entry in entries]
+                    for row, entries in zip(batch, ranked.tolist(), strict=True)
+                }
+                scores = score_rankings(runs, self.relevant, [self.metric])[self.metric]
+                values[number, start : start + len(batch)] = scores
+        return values
+
+    def most_answers_first(self, moves: Shift) -> float:
+        """Return the γ of `solver.most_answers_first` for these questions."""
+        entries = {id_: entry for entry, id_ in enumerate(self.touched)}
+        answers = []
+        for row, found in enumerate(self.relevant.values()):
+            answers.append([entries[id_] for id_ in found if id_ in entries])
+            # Of the answers that do not move only the best can ever rank first.
+            if self.other_ids[row] and self.other_ids[row][0] in found:
+                answers[-1].append(len(entries))
+        return most_answers_first(moves, self.queries, self.others[:, :1], answers)
+
+    def _id(self, row: int, entry: int) -> str:
+        moving = len(self.touched)
+        return self.touched[entry] if entry < moving else self.other_ids[row][entry - moving]
+
+
+def cross_validated(
+    judges: Judges,
+    make: type[Turn] | type[Shift],
+    base: Floats,
+    answers: Sequence[Sequence[int]],
+    gammas: Sequence[float],
+    folds: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Return the metric per γ and training query, float64 (n_gammas, n_queries).
+
+    Each query is judged on documents moved by the other folds' queries alone. `judges` are the
+    training queries themselves, `base` float32 (n_touched, dimension).
+    """
+    order = np.random.default_rng(seed).permutation(len(answers))
+    values = np.zeros((len(gammas), len(answers)))
+    for fold in range(folds):
+        judging = sorted(order[fold::folds].tolist())
+        left_out = set(judging)
+        kept = [[] if row in left_out else found for row, found in enumerate(answers)]
+        moves = make.of(base, query_sums(judges.queries, kept, len(base)))
+        values[:, judging] = judges.values(moves, gammas, judging)
+    return values
+
+
+def _search_unmoved(
+    index: VectorIndex, queries: Floats, touched: set[str], depth: int
+) -> tuple[list[list[str]], Floats]:
+    """Return the `depth` nearest unmoved documents per query, and their dot products with it.
+
+    Rows with fewer than `depth` are filled up with −∞. The search goes deeper, doubling, for the
+    queries whose neighbours are mostly touched.
+    """
+    size = len(index)
+    depth = max(1, min(depth, size - len(touched)))
+    ids: list[list[str]] = [[] for _ in queries]
+    products = np.full((len(queries), depth), -np.inf, dtype=np.float32)
+    waiting = list(range(len(queries)))
+    k = min(size, 4 * depth)
+    while waiting:
+        unsettled = []
+        for start in range(0, len(waiting), _QUERY_BATCH):
+            batch = waiting[start : start + _QUERY_BATCH]
+            hits = index.search(queries[batch], k)
+            for row, found, similarities in zip(batch, hits.ids, hits.similarities, strict=True):
+                unmoved = [place for place, id_ in enumerate(found) if id_ not in touched][:depth]
+                if len(unmoved) < depth and len(found) < size and k < size:
+                    unsettled.append(row)
+                    continue
+                ids[row] = [found[place] for place in unmoved]
+                products[row, : len(unmoved)] = _products(similarities[unmoved], index.metric)
+        waiting, k = unsettled, min(size, 2 * k)
+    return ids, products
+
+
+def _products(similarities: Floats, metric: Metric) -> Floats:
+    """Turn similarities of unit vectors into dot products: −‖q − d‖² is 2⟨q, d⟩ − 2."""
+    if metric is Metric.L2:
+        similarities = (similarities / 2 + 1).astype(np.float32)
+    return similarities

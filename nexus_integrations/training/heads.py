@@ -1,0 +1,79 @@
+"""The heads while they are trained, and what they become afterwards."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nexus_integrations.dendrite import DendriticHead
+
+Side = Literal["query", "both", "each"]
+"""Which vectors a head maps: the queries', both roles' by one head, or each role's by its own."""
+
+
+class Residual(nn.Module):
+    """h(v) = normalise(v + f(v)), where f starts as a zero `nn.Linear` that can grow dendrites."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        # skip_init: the usual initialisation would draw from the process's random state.
+        self.layer = nn.utils.skip_init(nn.Linear, dimension, dimension, bias=False)
+        nn.init.zeros_(self.layer.weight)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors + self.layer(vectors), dim=-1)
+
+
+class Heads(nn.Module):
+    """The heads of one training run: `queries` and `documents` map vectors, (n, dimension)."""
+
+    def __init__(self, dimension: int, side: Side) -> None:
+        super().__init__()
+        self.side = side
+        self.first = Residual(dimension)
+        self.second = Residual(dimension) if side == "each" else None
+
+    def queries(self, vectors: Tensor) -> Tensor:
+        """Map query vectors."""
+        mapped: Tensor = self.first(vectors)
+        return mapped
+
+    def documents(self, vectors: Tensor) -> Tensor:
+        """Map document vectors; under side "query" they stay as they are."""
+        if self.side == "query":
+            return vectors
+        mapped: Tensor = (self.second or self.first)(vectors)
+        return mapped
+
+    @property
+    def maps_documents(self) -> bool:
+        """Whether document vectors change in training."""
+        return self.side != "query"
+
+
+def exported(layer: nn.Module) -> DendriticHead:
+    """Copy a trained layer, plain or perforated, into a `DendriticHead`.
+
+    The attributes read from a perforated layer are those of `PAINeuronModule` in perforatedai 3.2.
+    """
+    if isinstance(layer, nn.Linear):
+        head = DendriticHead(layer.in_features)
+        weights: dict[str, Tensor] = {"weight": layer.weight}
+    else:
+        perforated: Any = layer
+        count = int(perforated.dendrite_modules_added)
+        grown = perforated.dendrite_module
+        head = DendriticHead(len(perforated.main_module.weight), count)
+        weights = {"weight": perforated.main_module.weight}
+        if count:
+            weights["dendrite_weight"] = torch.stack([grown.layers[i].weight for i in range(count)])
+            weights["top"] = perforated.dendrites_to_top[count - 1]
+            between = torch.zeros_like(head.between)
+            for number in range(1, count):
+                between[number, :number] = grown.dendrites_to_dendrites[number]
+            weights["between"] = between
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            getattr(head, name).copy_(tensor)
+    return head.requires_grad_(False)

@@ -1,0 +1,207 @@
+"""What training minimises and what chooses the best epoch, on vectors embedded once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn import functional
+
+from nexus_integrations.evaluation import score_rankings
+from nexus_integrations.training.heads import Heads
+
+
+class Objective(Protocol):
+    """A loss over batches of training items and a score that chooses the best epoch."""
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The number of training items."""
+        ...
+
+    def epoch(self, heads: Heads) -> None:
+        """Prepare for an epoch with the heads as they now are."""
+        ...
+
+    def loss(self, heads: Heads, items: Tensor) -> Tensor:
+        """Return the loss of the items with these numbers, int64 (n_batch,)."""
+        ...
+
+    def score(self, heads: Heads) -> float:
+        """Return the score on the dev set; higher is better."""
+        ...
+
+
+@dataclass(kw_only=True)
+class RetrievalObjective:
+    """Softmax over the whole corpus, scored by nDCG@10.
+
+    Every relevant passage of a query is a target, and none of them a negative of another; a query
+    counts once, however many passages answer it. `queries` is (n_queries, dimension) and
+    `documents` (n_documents, dimension), unit rows; `answers` lists the relevant pairs as (n_pairs,
+    2) numbers of query and document, sorted by query. The dev set has the same form.
+
+    With `gamma` above zero the documents in the loss are those that NUDGE-N will store: each turned
+    towards the sum of its training queries, those of the batch left out, since a question that is
+    asked later has no part in that sum either.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    answers: Tensor
+    dev_queries: Tensor
+    dev_answers: Tensor
+    scale: float
+    gamma: float
+    anchor: float
+
+    kind: ClassVar[str] = "retrieval"
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.answers[:, 0], minlength=len(self.queries))  # (n_queries,)
+        self._counts = counts
+        self._starts = counts.cumsum(0) - counts
+        self._mapped = self.queries
+        self._sums = torch.zeros(0)
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self.queries.shape[1]
+
+    @property
+    def size(self) -> int:
+        """The number of training queries."""
+        return len(self.queries)
+
+    def epoch(self, heads: Heads) -> None:
+        """Sum up, per document, the training queries as the heads now map them."""
+        if self.gamma:
+            with torch.no_grad():
+                self._mapped = heads.queries(self.queries)
+                query, document = self.answers.T
+                self._sums = torch.zeros_like(self.documents).index_add_(
+                    0, document, self._mapped[query]
+                )  # (n_documents, dimension)
+
+    def loss(self, heads: Heads, items: Tensor) -> Tensor:
+        """Return −log of each target's softmax against the irrelevant, averaged per query."""
+        counts = self._counts[items]  # (n_batch,)
+        row = torch.repeat_interleave(torch.arange(len(items)), counts)  # (n_targets,)
+        within = torch.arange(len(row)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        target = self.answers[self._starts[items][row] + within, 1]  # (n_targets,)
+
+        vectors = self.queries[items]
+        mapped = heads.queries(vectors)
+        documents = heads.documents(self.documents)
+        change = ((mapped - vectors) ** 2).sum(1).mean()
+        if heads.maps_documents:
+            change = change + ((documents - self.documents) ** 2).sum(1).mean()
+        if self.gamma:
+            documents = self._nudged(documents, items[row], target)
+        scores = self.scale * mapped @ documents.T  # (n_batch, n_documents)
+        relevant = torch.zeros_like(scores, dtype=torch.bool)
+        relevant[row, target] = True
+        rivals = scores.masked_fill(relevant, -torch.inf).logsumexp(1)  # (n_batch,)
+        missed = functional.softplus(rivals[row] - scores[row, target])  # (n_targets,)
+        return (missed / counts[row]).sum() / len(items) + self.anchor * change
+
+    def score(self, heads: Heads) -> float:
+        """Return nDCG@10 of the dev queries over the documents, before any nudge."""
+        with torch.no_grad():
+            scores = heads.queries(self.dev_queries) @ heads.documents(self.documents).T
+            top = scores.topk(min(10, scores.shape[1]), dim=1).indices.tolist()
+        relevant: dict[str, list[str]] = {}
+        for query, document in self.dev_answers.tolist():
+            relevant.setdefault(str(query), []).append(str(document))
+        runs = {query: [str(document) for document in top[int(query)]] for query in relevant}
+        return float(score_rankings(runs, relevant, ["ndcg@10"])["ndcg@10"].mean())
+
+    def _nudged(self, documents: Tensor, query: Tensor, target: Tensor) -> Tensor:
+        """Turn documents as `nudge.solver.Turn` does, differentiably in the document alone."""
+        with torch.no_grad():
+            sums = self._sums.index_add(0, target, -self._mapped[query])
+            length = sums.norm(dim=1)  # (n_documents,)
+            touched = (length > 1e-3).nonzero().squeeze(1)  # left-overs of a subtraction are none
+            along = (documents[touched] * sums[touched]).sum(1) / length[touched]
+            across = sums[touched] / length[touched, None] - along[:, None] * documents[touched]
+            towards = functional.normalize(across, dim=1)
+            cosine = along.clamp(min=1 - self.gamma / 2, max=1)
+            cosine = torch.where(along < 0, torch.ones_like(cosine), cosine)
+            sine = (1 - cosine**2).clamp(min=0).sqrt()
+        turned = cosine[:, None] * documents[touched] + sine[:, None] * towards
+        return documents.index_copy(0, touched, turned)
+
+
+@dataclass(kw_only=True)
+class SimilarityObjective:
+    """CoSENT (Su, 2022) on sentence pairs, scored by Spearman's ρ of the cosine.
+
+    `first` and `second` are (n_pairs, dimension) unit rows, `scores` (n_pairs,) in 0..1; the dev
+    set has the same form. Both sides go through the query head.
+    """
+
+    first: Tensor
+    second: Tensor
+    scores: Tensor
+    dev_first: Tensor
+    dev_second: Tensor
+    dev_scores: Tensor
+    scale: float
+    anchor: float
+
+    kind: ClassVar[str] = "similarity"
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self.first.shape[1]
+
+    @property
+    def size(self) -> int:
+        """The number of training pairs."""
+        return len(self.first)
+
+    def epoch(self, heads: Heads) -> None:
+        """Nothing to prepare."""
+
+    def loss(self, heads: Heads, items: Tensor) -> Tensor:
+        """Return log(1 + Σ exp(λ(cos of a less similar pair − cos of a more similar one)))."""
+        first, second = self.first[items], self.second[items]
+        mapped_first, mapped_second = heads.queries(first), heads.queries(second)
+        cosines = self.scale * (mapped_first * mapped_second).sum(1)  # (n_batch,)
+        wrong = cosines[:, None] - cosines[None, :]  # (n_batch, n_batch)
+        less = self.scores[items][:, None] < self.scores[items][None, :]
+        excess = torch.cat([wrong[less], wrong.new_zeros(1)])
+        change = ((mapped_first - first) ** 2).sum(1) + ((mapped_second - second) ** 2).sum(1)
+        return excess.logsumexp(0) + self.anchor * change.mean()
+
+    def score(self, heads: Heads) -> float:
+        """Return Spearman's ρ between the dev pairs' cosines and their scores."""
+        with torch.no_grad():
+            cosines = (heads.queries(self.dev_first) * heads.queries(self.dev_second)).sum(1)
+        return float(spearmanr(cosines.numpy(), self.dev_scores.numpy()).statistic)
+
+
+def to_tensors(objective: RetrievalObjective | SimilarityObjective) -> dict[str, Tensor]:
+    """Return the objective's tensors by name, as a safetensors file takes them."""
+    values = {field.name: getattr(objective, field.name) for field in fields(objective)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def to_numbers(objective: RetrievalObjective | SimilarityObjective) -> dict[str, float]:
+    """Return the objective's settings by name."""
+    values = {field.name: getattr(objective, field.name) for field in fields(objective)}
+    return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+
+
+def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield shuffled item numbers, int64 (≤ batch_size,), that cover 0 … size − 1 once."""
+    yield from torch.randperm(size, generator=generator).split(batch_size)

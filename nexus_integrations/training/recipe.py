@@ -1,0 +1,310 @@
+"""Fine-tuning: embed every text once, train heads on the vectors, return an encoder with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nexus_integrations.data import RetrievalDataset, SimilarityDataset
+from nexus_integrations.dendrite import DendriticHead
+from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.evaluation import check_fits, check_relevant_are_stored
+from nexus_integrations.index.memory import MemoryIndex, check_vectors
+from nexus_integrations.progress import progress_bar
+from nexus_integrations.training.fit import Epoch, Schedule, fit_linear
+from nexus_integrations.training.heads import Heads, Side, exported
+from nexus_integrations.training.objectives import RetrievalObjective, SimilarityObjective
+from nexus_integrations.training.perforated import grow, require_perforatedai
+from nexus_integrations.types import Floats, Metric, VectorIndex
+
+# Above this many passages the softmax runs over mined negatives instead of the whole corpus.
+_POOL = 50_000
+_NEGATIVES = 50
+_QUERY_BATCH = 256
+_DEV_SHARE = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How to train heads. Raises `ValueError` on construction for values outside their range.
+
+    `side`: "query" maps queries alone, so that stored document vectors stay valid; "both" maps both
+    roles by one head; "each" gives each role its own. `dendrites` is how many perforatedai may
+    grow, one per cycle of `epochs` while the dev score rises; 0 trains a linear head without it.
+    `tries` is how many random starts a dendrite gets before growth ends.
+
+    A cycle is AdamW with `learning_rate` warmed up over its first tenth and falling linearly to
+    zero, in batches of `batch_size` queries (or sentence pairs). `scale` is the inverse temperature
+    of the softmax; `anchor` weighs the squared change of the vectors, in the loss; `nudge` is the γ
+    of the NUDGE-N that training expects to follow (0: none). The defaults were chosen by
+    cross-validation on the training and dev queries of two corpora, see docs/results.
+    """
+
+    side: Side = "query"
+    dendrites: int = 3
+    tries: int = 2
+    epochs: int = 12
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    weight_decay: float = 0.0
+    scale: float = 25.0
+    anchor: float = 0.5
+    nudge: float = 0.02
+    split_by: str = "query"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.side not in ("query", "both", "each"):
+            raise ValueError(f"side must be 'query', 'both' or 'each', not {self.side!r}")
+        if self.split_by not in ("query", "document"):
+            raise ValueError(f"split_by must be 'query' or 'document', not {self.split_by!r}")
+        for name, least in (
+            ("dendrites", 0),
+            ("tries", 1),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("weight_decay", 0),
+            ("anchor", 0),
+        ):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.learning_rate > 0 or not self.scale > 0:
+            raise ValueError("learning_rate and scale must be positive")
+        if not 0 <= self.nudge < 4:
+            raise ValueError(f"nudge must lie in 0 ≤ γ < 4, not {self.nudge}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """A trained encoder and how it came about.
+
+    `history` holds every epoch; `baseline_score` and `score` are the dev score (nDCG@10, or
+    Spearman's ρ) before and after. `dev_source` tells where the dev set came from, `dropped` how
+    many queries without a relevant document were left out, `seconds` the time of training alone and
+    `embedding_seconds` that of embedding the texts.
+    """
+
+    encoder: DendriticEncoder
+    history: list[Epoch]
+    baseline_score: float
+    score: float
+    dev_source: str
+    dropped: int
+    seconds: float
+    embedding_seconds: float
+
+
+def finetune(
+    encoder: DendriticEncoder,
+    train: RetrievalDataset | SimilarityDataset,
+    dev: RetrievalDataset | SimilarityDataset | None = None,
+    config: FinetuneConfig | None = None,
+    *,
+    index: VectorIndex | None = None,
+) -> FinetuneResult:
+    """Train heads for `encoder` and return it with them; the encoder given is not changed.
+
+    Training starts from the backbone's vectors: heads that the encoder has on the trained side are
+    replaced. With `index`, which this encoder filled and no nudge has moved, the documents' vectors
+    are read from there and no passage is embedded again; otherwise the corpus is embedded here.
+    Without `dev` a share of .15 of the training set is split off, by query or, with
+    `split_by="document"`, so that no dev query's document was trained on. When no epoch beats the
+    untrained heads on dev, the heads stay untrained.
+
+    Raises `ImportError` when dendrites are asked for and perforatedai is missing, `RuntimeError`
+    when growth fails, `TypeError` for datasets of two kinds.
+    """
+    config = config or FinetuneConfig()
+    if config.dendrites:
+        require_perforatedai()
+    dev_source = "given"
+    if dev is None:
+        dev_source = f"split off from the training set by {config.split_by}, share {_DEV_SHARE}"
+        train, dev = _split(train, config)
+    begun = perf_counter()
+    if isinstance(train, RetrievalDataset) and isinstance(dev, RetrievalDataset):
+        objective: RetrievalObjective | SimilarityObjective = _retrieval(
+            encoder, train, dev, config, index
+        )
+        dropped = train.dropped + dev.dropped
+    elif isinstance(train, SimilarityDataset) and isinstance(dev, SimilarityDataset):
+        objective, dropped = _similarity(encoder, train, dev, config), 0
+        config = replace(config, side="both")  # a pair has no query and document
+    else:
+        raise TypeError(f"train is a {type(train).__name__}, dev a {type(dev).__name__}")
+    embedded = perf_counter()
+    heads, history, baseline, score = _trained(objective, config)
+    return FinetuneResult(
+        encoder=_with_heads(encoder, heads, config.side),
+        history=history,
+        baseline_score=baseline,
+        score=score,
+        dev_source=dev_source,
+        dropped=dropped,
+        seconds=perf_counter() - embedded,
+        embedding_seconds=embedded - begun,
+    )
+
+
+def _trained(
+    objective: RetrievalObjective | SimilarityObjective, config: FinetuneConfig
+) -> tuple[list[DendriticHead], list[Epoch], float, float]:
+    """Return one head, or two for side "each"; the history; the score before and after."""
+    schedule = Schedule(
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        batch_size=config.batch_size,
+        weight_decay=config.weight_decay,
+    )
+    untrained = Heads(objective.dimension, config.side)
+    baseline = objective.score(untrained)
+    history: list[Epoch] = []
+    cycles = 1 + config.dendrites
+    with progress_bar(total=cycles * config.epochs, desc="fine-tune", unit="epoch") as bar:
+
+        def on_epoch(epoch: Epoch) -> None:
+            history.append(epoch)
+            bar.update()
+            bar.set_postfix(dendrites=epoch.dendrites, dev=f"{epoch.score:.4f}")
+
+        if config.dendrites:
+            heads = grow(
+                objective,
+                config.side,
+                schedule,
+                dendrites=config.dendrites,
+                tries=config.tries,
+                seed=config.seed,
+                on_epoch=on_epoch,
+            )
+        else:
+            trained = Heads(objective.dimension, config.side)
+            fit_linear(objective, trained, schedule, config.seed, on_epoch)
+            parts = [trained.first] if trained.second is None else [trained.first, trained.second]
+            heads = [exported(part.layer) for part in parts]
+    score = max(epoch.score for epoch in history)
+    if score <= baseline:
+        return [DendriticHead(objective.dimension) for _ in heads], history, baseline, baseline
+    return heads, history, baseline, score
+
+
+def _with_heads(
+    encoder: DendriticEncoder, heads: Sequence[DendriticHead], side: Side
+) -> DendriticEncoder:
+    if side == "query":
+        return encoder.with_heads(query_head=heads[0], document_head=encoder.document_head)
+    return encoder.with_heads(query_head=heads[0], document_head=heads[-1])
+
+
+def _split(
+    train: RetrievalDataset | SimilarityDataset, config: FinetuneConfig
+) -> tuple[RetrievalDataset | SimilarityDataset, RetrievalDataset | SimilarityDataset]:
+    if isinstance(train, RetrievalDataset):
+        kept, dev = train.split(1 - _DEV_SHARE, _DEV_SHARE, by=config.split_by, seed=config.seed)
+        return replace(kept, dropped=train.dropped), dev
+    order = np.random.default_rng(config.seed).permutation(len(train)).tolist()
+    size = max(2, round(_DEV_SHARE * len(train)))
+    return train.subset(order[size:]), train.subset(order[:size])
+
+
+def _retrieval(
+    encoder: DendriticEncoder,
+    train: RetrievalDataset,
+    dev: RetrievalDataset,
+    config: FinetuneConfig,
+    index: VectorIndex | None,
+) -> RetrievalObjective:
+    if index is None:
+        corpus = {**train.corpus, **dev.corpus}
+        texts = list(corpus.values())
+        # Under side "query" documents keep the head they have; otherwise theirs is trained anew.
+        embedded = (
+            encoder.encode_documents(texts)
+            if config.side == "query"
+            else encoder.backbone_vectors(texts, "document")
+        )
+        index = MemoryIndex(list(corpus), embedded)
+    elif config.side != "query" and encoder.document_head is not None:
+        raise ValueError(
+            "the index holds vectors that the encoder's document head has mapped already: train "
+            "anew from the encoder without heads and its index"
+        )
+    check_fits(index, encoder)
+    check_relevant_are_stored(index, train, dev)
+    queries = encoder.backbone_vectors(list(train.queries.values()), "query")
+    dev_queries = encoder.backbone_vectors(list(dev.queries.values()), "query")
+    if len(index) <= _POOL:
+        ids = [id_ for batch in index.ids() for id_ in batch]
+    else:
+        ids = _mined(index, [queries, dev_queries], [train, dev], config)
+    rows = {id_: row for row, id_ in enumerate(ids)}
+    documents = index.vectors(ids)  # (n_documents, dimension)
+    check_vectors(ids, documents, Metric.COSINE)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    return RetrievalObjective(
+        queries=torch.from_numpy(queries),
+        documents=torch.from_numpy(documents),
+        answers=_pairs(train, rows),
+        dev_queries=torch.from_numpy(dev_queries),
+        dev_answers=_pairs(dev, rows),
+        scale=config.scale,
+        gamma=config.nudge,
+        anchor=config.anchor,
+    )
+
+
+def _mined(
+    index: VectorIndex,
+    queries: Sequence[Floats],
+    datasets: Sequence[RetrievalDataset],
+    config: FinetuneConfig,
+) -> list[str]:
+    """Return the ids to train against: all answers, the nearest others, and random ones."""
+    pool: dict[str, None] = {}
+    for vectors, dataset in zip(queries, datasets, strict=True):
+        pool.update(dict.fromkeys(d for found in dataset.relevant_docs.values() for d in found))
+        for start in range(0, len(vectors), _QUERY_BATCH):
+            for found in index.search(vectors[start : start + _QUERY_BATCH], _NEGATIVES).ids:
+                pool.update(dict.fromkeys(found))
+    ids = [id_ for batch in index.ids() for id_ in batch]
+    order = np.random.default_rng(config.seed).permutation(len(ids))
+    for place in order.tolist():
+        if len(pool) >= _POOL:
+            break
+        pool[ids[place]] = None
+    return list(pool)
+
+
+def _pairs(dataset: RetrievalDataset, rows: dict[str, int]) -> Tensor:
+    """Return the relevant (query number, document row) pairs, int64 (n_pairs, 2), by query."""
+    return torch.tensor(
+        [
+            [number, rows[id_]]
+            for number, found in enumerate(dataset.relevant_docs.values())
+            for id_ in found
+        ]
+    )
+
+
+def _similarity(
+    encoder: DendriticEncoder,
+    train: SimilarityDataset,
+    dev: SimilarityDataset,
+    config: FinetuneConfig,
+) -> SimilarityObjective:
+    def vectors(texts: list[str]) -> Tensor:
+        return torch.from_numpy(encoder.backbone_vectors(texts, "document"))
+
+    return SimilarityObjective(
+        first=vectors(train.sentences1),
+        second=vectors(train.sentences2),
+        scores=torch.from_numpy(train.scores),
+        dev_first=vectors(dev.sentences1),
+        dev_second=vectors(dev.sentences2),
+        dev_scores=torch.from_numpy(dev.scores),
+        scale=config.scale,
+        anchor=config.anchor,
+    )
