@@ -256,6 +256,25 @@ class RetrievalDataset:
                 )
         return tuple(self.subset(part) for part in parts)
 
+    def joined(self, other: "RetrievalDataset") -> "RetrievalDataset":
+        """Return the queries and the corpora of both, as for training on train and dev together.
+
+        Raises `ValueError` for an id that stands for different texts in the two.
+        """
+        for mine, theirs in ((self.queries, other.queries), (self.corpus, other.corpus)):
+            for id_ in mine.keys() & theirs.keys():
+                if mine[id_] != theirs[id_]:
+                    raise ValueError(f"id {id_!r} stands for different texts in the two datasets")
+        relevant = {id_: list(found) for id_, found in self.relevant_docs.items()}
+        for id_, found in other.relevant_docs.items():
+            relevant[id_] = [*relevant.get(id_, []), *found]
+        return RetrievalDataset(
+            queries={**self.queries, **other.queries},
+            corpus={**self.corpus, **other.corpus},
+            relevant_docs=relevant,
+            dropped=self.dropped + other.dropped,
+        )
+
     def subset(self, query_ids: Iterable[str]) -> "RetrievalDataset":
         """Return the dataset of these queries over the same corpus."""
         chosen = list(query_ids)

@@ -1,7 +1,9 @@
 """The reference index: exact search over a numpy array."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -102,6 +104,44 @@ class MemoryIndex:
             raise ValueError("an id occurs more than once among those to replace")
         check_vectors(ids, vectors, self.metric)
         self._vectors[rows] = vectors
+
+    def save(self, path: str | Path) -> None:
+        """Write ids and vectors as a Parquet file with the columns `id` and `vector`.
+
+        The file appears whole or not at all.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        values = pa.array(self._vectors.ravel())
+        columns = {
+            "id": pa.array(self._ids, pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(values, self.dimension),
+        }
+        table = pa.table(columns).replace_schema_metadata({"metric": self.metric.value})
+        path = Path(path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            pq.write_table(table, draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MemoryIndex":
+        """Read a file that `save` wrote; raises `ValueError` when it is another's or damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+            vectors = table.column("vector").combine_chunks()
+            width = vectors.type.list_size
+            rows = np.asarray(vectors.flatten()).reshape(len(table), width)
+            ids = table.column("id").to_pylist()
+        except (pa.ArrowInvalid, KeyError, AttributeError, IsADirectoryError) as error:
+            raise ValueError(f"{path} holds no vectors with ids: {error}") from None
+        return cls(ids, rows, (table.schema.metadata or {}).get(b"metric", b"cosine").decode())
 
     def _row_numbers(self, ids: Sequence[str]) -> list[int]:
         try:

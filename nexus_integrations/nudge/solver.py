@@ -18,7 +18,7 @@ NUDGE_FT_GAMMAS: tuple[float, ...] = tuple(round(0.02 * step, 2) for step in ran
 
 # fmt: off
 GAMMAS: tuple[float, ...] = (
-    0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.26, 0.32, 0.4, 0.48,
+    0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3, 0.4, 0.48,
 )
 # fmt: on
 """Our grid for both variants: finer near 0, where the best γ lies once heads are trained."""

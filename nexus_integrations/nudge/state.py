@@ -164,7 +164,7 @@ class StateFolder:
         self._write(replace(state, phase="applied"))
 
     def undo(self, index: VectorIndex) -> int:
-        """Put the base vectors back, forget the state, and return how many documents it held.
+        """Put the base vectors back, forget the state, and return how many were put back.
 
         Documents that were deleted from the store since are passed over.
         """
@@ -172,20 +172,26 @@ class StateFolder:
         if state is None:
             return 0
         self._write(replace(state, phase="undoing"))
-        stored = {id_ for batch in index.ids() for id_ in batch}
-        kept = [row for row, id_ in enumerate(state.document_ids) if id_ in stored]
-        index.replace([state.document_ids[row] for row in kept], state.base[kept])
+        restored = restore(state, index)
         if self.folder is not None:
             (self.folder / _FILE).unlink()
             for tensors in self.folder.glob("vectors-*.safetensors"):
                 tensors.unlink()
         self._state = None
-        return len(kept)
+        return restored
 
     def _write(self, state: NudgeState) -> None:
         if self.folder is not None:
             state.write_to(self.folder)
         self._state = state
+
+
+def restore(state: NudgeState, index: VectorIndex) -> int:
+    """Write the base vectors to `index`, and return how many documents it still holds."""
+    stored = {id_ for batch in index.ids() for id_ in batch}
+    kept = [row for row, id_ in enumerate(state.document_ids) if id_ in stored]
+    index.replace([state.document_ids[row] for row in kept], state.base[kept])
+    return len(kept)
 
 
 def content_hashes(texts: Sequence[str]) -> list[str]:

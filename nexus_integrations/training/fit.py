@@ -1,13 +1,18 @@
 """The epochs: one loop for every objective, for plain layers and for layers that grow."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Literal
 
 import torch
 
 from nexus_integrations.training.heads import Heads
 from nexus_integrations.training.objectives import Objective, batches
+
+Keep = Literal["best", "last"]
+"""Which epoch's weights training leaves: the one best on dev, or the last of every cycle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +88,17 @@ def fit_linear(
     schedule: Schedule,
     seed: int,
     on_epoch: Callable[[Epoch], None],
+    *,
+    keep: Keep = "best",
 ) -> None:
-    """Train `heads` in place for one cycle and leave them at their best epoch, or untrained."""
+    """Train `heads` in place for one cycle; leave them at the epoch with the best dev score.
+
+    With `keep` "last" they stay as the cycle leaves them.
+    """
     generator = torch.Generator().manual_seed(seed)
     begun = perf_counter()
-    best_score = objective.score(heads)
-    best = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
+    best_score = -math.inf
+    best: dict[str, torch.Tensor] = {}
     for number, (loss, score) in enumerate(cycle(heads, objective, schedule, generator), start=1):
         on_epoch(
             Epoch(
@@ -96,11 +106,11 @@ def fit_linear(
                 dendrites=0,
                 loss=loss,
                 score=score,
-                parameters=sum(tensor.numel() for tensor in best.values()),
+                parameters=sum(parameter.numel() for parameter in heads.parameters()),
                 seconds=perf_counter() - begun,
             )
         )
-        if score > best_score:
+        if score > best_score or keep == "last":
             best_score = score
             best = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
     heads.load_state_dict(best)

@@ -1,7 +1,7 @@
 """What training minimises and what chooses the best epoch, on vectors embedded once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -124,6 +124,15 @@ class RetrievalObjective:
         runs = {query: [str(document) for document in top[int(query)]] for query in relevant}
         return float(score_rankings(runs, relevant, ["ndcg@10"])["ndcg@10"].mean())
 
+    def with_dev_in_train(self) -> "RetrievalObjective":
+        """Return the objective that trains on the dev queries as well."""
+        moved = self.dev_answers + torch.tensor([len(self.queries), 0])  # (n_dev_pairs, 2)
+        return replace(
+            self,
+            queries=torch.cat([self.queries, self.dev_queries]),
+            answers=torch.cat([self.answers, moved]),
+        )
+
     def _nudged(self, documents: Tensor, query: Tensor, target: Tensor) -> Tensor:
         """Turn documents as `nudge.solver.Turn` does, differentiably in the document alone."""
         with torch.no_grad():
@@ -188,6 +197,15 @@ class SimilarityObjective:
         with torch.no_grad():
             cosines = (heads.queries(self.dev_first) * heads.queries(self.dev_second)).sum(1)
         return float(spearmanr(cosines.numpy(), self.dev_scores.numpy()).statistic)
+
+    def with_dev_in_train(self) -> "SimilarityObjective":
+        """Return the objective that trains on the dev pairs as well."""
+        return replace(
+            self,
+            first=torch.cat([self.first, self.dev_first]),
+            second=torch.cat([self.second, self.dev_second]),
+            scores=torch.cat([self.scores, self.dev_scores]),
+        )
 
 
 def to_tensors(objective: RetrievalObjective | SimilarityObjective) -> dict[str, Tensor]:

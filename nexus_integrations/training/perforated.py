@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nexus_integrations.dendrite import DendriticHead
-from nexus_integrations.training.fit import Epoch, Schedule, cycle
+from nexus_integrations.training.fit import Epoch, Keep, Schedule, cycle
 from nexus_integrations.training.heads import Heads, Side, exported
 from nexus_integrations.training.objectives import (
     RetrievalObjective,
@@ -62,12 +62,14 @@ def grow(
     tries: int,
     seed: int,
     on_epoch: Callable[[Epoch], None],
+    keep: Keep = "best",
 ) -> list[DendriticHead]:
     """Train heads, adding up to `dendrites` one at a time while the dev score rises.
 
-    Returns one head, or two under side "each" (query, document). Raises `ImportError` when
-    perforatedai cannot be imported and `RuntimeError` when the child ends early or its head cannot
-    be copied exactly.
+    With `keep` "last" every cycle runs to its end and exactly `dendrites` are added, whatever the
+    dev score. Returns one head, or two under side "each" (query, document). Raises `ImportError`
+    when perforatedai cannot be imported and `RuntimeError` when the child ends early or its head
+    cannot be copied exactly.
     """
     require_perforatedai()
     with tempfile.TemporaryDirectory(prefix="nexus-dendrites-") as name:
@@ -81,6 +83,7 @@ def grow(
             "dendrites": dendrites,
             "tries": tries,
             "seed": seed,
+            "keep": keep,
             "threads": torch.get_num_threads(),
         }
         (folder / "job.json").write_text(json.dumps(job))
@@ -191,6 +194,7 @@ def run_child() -> None:
             dendrites=job["dendrites"],
             tries=job["tries"],
             seed=job["seed"],
+            keep=job["keep"],
             on_epoch=lambda epoch: emit("epoch", epoch=asdict(epoch)),
         )
         _write_result(heads, objective)
@@ -225,6 +229,7 @@ def _grow_in_child(
     dendrites: int,
     tries: int,
     seed: int,
+    keep: Keep,
     on_epoch: Callable[[Epoch], None],
 ) -> Heads:
     from perforatedai import globals_perforatedai as GPA
@@ -265,8 +270,10 @@ def _grow_in_child(
                     seconds=perf_counter() - begun,
                 )
             )
+            # perforatedai keeps the weights with the best score: a rising one keeps the last.
+            told = score if keep == "best" else float(number)
             heads, _, done = tracker.add_validation_score(
-                score, heads, force_switch=within == schedule.epochs
+                told, heads, force_switch=within == schedule.epochs
             )
             if done:
                 break

@@ -13,8 +13,10 @@ from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import check_fits, check_relevant_are_stored
 from nexus_integrations.index.memory import MemoryIndex, check_vectors
+from nexus_integrations.nudge.gamma import Judges
+from nexus_integrations.nudge.solver import GAMMAS, Turn, query_sums
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.training.fit import Epoch, Schedule, fit_linear
+from nexus_integrations.training.fit import Epoch, Keep, Schedule, fit_linear
 from nexus_integrations.training.heads import Heads, Side, exported
 from nexus_integrations.training.objectives import RetrievalObjective, SimilarityObjective
 from nexus_integrations.training.perforated import grow, require_perforatedai
@@ -39,8 +41,10 @@ class FinetuneConfig:
     A cycle is AdamW with `learning_rate` warmed up over its first tenth and falling linearly to
     zero, in batches of `batch_size` queries (or sentence pairs). `scale` is the inverse temperature
     of the softmax; `anchor` weighs the squared change of the vectors, in the loss; `nudge` is the γ
-    of the NUDGE-N that training expects to follow (0: none). The defaults were chosen by
-    cross-validation on the training and dev queries of two corpora, see docs/results.
+    of the NUDGE-N that training expects to follow (0: none). With `refit` heads of the size that
+    dev chose are trained once more, on train and dev together.
+
+    The defaults were chosen by cross-validation over the train and dev queries of two corpora.
     """
 
     side: Side = "query"
@@ -53,6 +57,7 @@ class FinetuneConfig:
     scale: float = 25.0
     anchor: float = 0.5
     nudge: float = 0.02
+    refit: bool = False
     split_by: str = "query"
     seed: int = 0
 
@@ -82,15 +87,18 @@ class FinetuneResult:
     """A trained encoder and how it came about.
 
     `history` holds every epoch; `baseline_score` and `score` are the dev score (nDCG@10, or
-    Spearman's ρ) before and after. `dev_source` tells where the dev set came from, `dropped` how
-    many queries without a relevant document were left out, `seconds` the time of training alone and
-    `embedding_seconds` that of embedding the texts.
+    Spearman's ρ) before and after, the latter before any refit. `gamma` is the γ of a NUDGE-N with
+    the training queries that serves the dev queries best (None for sentence pairs): after a refit,
+    which has seen the dev queries, it is the one to nudge with. `dev_source` tells where the dev
+    set came from, `dropped` how many queries without a relevant document were left out, `seconds`
+    the time of training alone and `embedding_seconds` that of embedding the texts.
     """
 
     encoder: DendriticEncoder
     history: list[Epoch]
     baseline_score: float
     score: float
+    gamma: float | None
     dev_source: str
     dropped: int
     seconds: float
@@ -125,10 +133,9 @@ def finetune(
         dev_source = f"split off from the training set by {config.split_by}, share {_DEV_SHARE}"
         train, dev = _split(train, config)
     begun = perf_counter()
+    objective: RetrievalObjective | SimilarityObjective
     if isinstance(train, RetrievalDataset) and isinstance(dev, RetrievalDataset):
-        objective: RetrievalObjective | SimilarityObjective = _retrieval(
-            encoder, train, dev, config, index
-        )
+        objective = _retrieval(encoder, train, dev, config, index)
         dropped = train.dropped + dev.dropped
     elif isinstance(train, SimilarityDataset) and isinstance(dev, SimilarityDataset):
         objective, dropped = _similarity(encoder, train, dev, config), 0
@@ -136,12 +143,23 @@ def finetune(
     else:
         raise TypeError(f"train is a {type(train).__name__}, dev a {type(dev).__name__}")
     embedded = perf_counter()
-    heads, history, baseline, score = _trained(objective, config)
+    untrained = Heads(objective.dimension, config.side)
+    baseline = score = objective.score(untrained)
+    heads, history = _trained(objective, config, keep="best")
+    if max(epoch.score for epoch in history) > baseline:
+        score = max(epoch.score for epoch in history)
+    else:
+        heads = [DendriticHead(objective.dimension) for _ in heads]
+    gamma = _best_gamma(objective, heads, config.side)
+    if config.refit and score > baseline:
+        grown = replace(config, dendrites=max(head.dendrites for head in heads))
+        heads, _ = _trained(objective.with_dev_in_train(), grown, keep="last")
     return FinetuneResult(
         encoder=_with_heads(encoder, heads, config.side),
         history=history,
         baseline_score=baseline,
         score=score,
+        gamma=gamma,
         dev_source=dev_source,
         dropped=dropped,
         seconds=perf_counter() - embedded,
@@ -150,20 +168,19 @@ def finetune(
 
 
 def _trained(
-    objective: RetrievalObjective | SimilarityObjective, config: FinetuneConfig
-) -> tuple[list[DendriticHead], list[Epoch], float, float]:
-    """Return one head, or two for side "each"; the history; the score before and after."""
+    objective: RetrievalObjective | SimilarityObjective, config: FinetuneConfig, keep: Keep
+) -> tuple[list[DendriticHead], list[Epoch]]:
+    """Return one head, or two for side "each", and the history."""
     schedule = Schedule(
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
         weight_decay=config.weight_decay,
     )
-    untrained = Heads(objective.dimension, config.side)
-    baseline = objective.score(untrained)
     history: list[Epoch] = []
     cycles = 1 + config.dendrites
-    with progress_bar(total=cycles * config.epochs, desc="fine-tune", unit="epoch") as bar:
+    title = "fine-tune" if keep == "best" else "refit"
+    with progress_bar(total=cycles * config.epochs, desc=title, unit="epoch") as bar:
 
         def on_epoch(epoch: Epoch) -> None:
             history.append(epoch)
@@ -178,17 +195,47 @@ def _trained(
                 dendrites=config.dendrites,
                 tries=config.tries,
                 seed=config.seed,
+                keep=keep,
                 on_epoch=on_epoch,
             )
         else:
             trained = Heads(objective.dimension, config.side)
-            fit_linear(objective, trained, schedule, config.seed, on_epoch)
+            fit_linear(objective, trained, schedule, config.seed, on_epoch, keep=keep)
             parts = [trained.first] if trained.second is None else [trained.first, trained.second]
             heads = [exported(part.layer) for part in parts]
-    score = max(epoch.score for epoch in history)
-    if score <= baseline:
-        return [DendriticHead(objective.dimension) for _ in heads], history, baseline, baseline
-    return heads, history, baseline, score
+    return heads, history
+
+
+def _best_gamma(
+    objective: RetrievalObjective | SimilarityObjective,
+    heads: Sequence[DendriticHead],
+    side: Side,
+) -> float | None:
+    """Return the γ that serves the dev queries best, the smallest of equals."""
+    if isinstance(objective, SimilarityObjective):
+        return None
+    documents = objective.documents.numpy()
+    if side != "query":
+        documents = heads[-1].transform(documents)
+    index = MemoryIndex([str(row) for row in range(len(documents))], documents)
+    query, document = objective.answers.numpy().T
+    touched, entry = np.unique(document, return_inverse=True)
+    answers: list[list[int]] = [[] for _ in objective.queries]
+    for row, place in zip(query.tolist(), entry.tolist(), strict=True):
+        answers[row].append(place)
+    sums = query_sums(heads[0].transform(objective.queries.numpy()), answers, len(touched))
+    relevant: dict[str, list[str]] = {}
+    for row, found in objective.dev_answers.tolist():
+        relevant.setdefault(str(row), []).append(str(found))
+    judges = Judges(
+        index,
+        heads[0].transform(objective.dev_queries.numpy()),
+        relevant,
+        [str(row) for row in touched],
+        "ndcg@10",
+    )
+    means = judges.values(Turn.of(documents[touched], sums), GAMMAS, range(len(relevant)))
+    return GAMMAS[int(means.mean(axis=1).argmax())]
 
 
 def _with_heads(

@@ -1,0 +1,397 @@
+"""The command line: `nexus demo | embed | finetune | nudge | evaluate`.
+
+Exit status: 0 when done, 1 for an error that the message explains, 2 for a command that was typed
+wrongly. Results go to standard output, everything else to standard error.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# What each command works with is imported when it runs, so that --help answers at once.
+if TYPE_CHECKING:
+    from nexus_integrations.data import RetrievalDataset
+    from nexus_integrations.evaluation import Comparison, Evaluation
+
+app = typer.Typer(
+    help="Make a private retrieval index answer better, on the machine where it lives.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_errors = Console(stderr=True, highlight=False)
+
+_DATASET_HELP = (
+    "A dataset: a JSON file with queries, corpus and relevant_docs (LlamaIndex's "
+    "EmbeddingQAFinetuneDataset), or a BEIR folder, with a split as in folder:train."
+)
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A saved encoder, or any sentence-transformers model: folder or hub name. "
+        "By default all-MiniLM-L6-v2.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+Vectors = Annotated[
+    Path, typer.Argument(help="Document vectors: a Parquet file that `nexus embed` wrote.")
+]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where a command's words go: progress to standard error, the result to standard output."""
+
+    as_json: bool
+
+    def tell(self, line: str) -> None:
+        """Tell the user about a step; programs that asked for JSON are spared."""
+        if not self.as_json:
+            _errors.print(f"[dim]{line}[/dim]", soft_wrap=True)
+
+    def result(self, content: Mapping[str, Any], *shown: Table | str) -> None:
+        """Print the result, as JSON or as people read it."""
+        if self.as_json:
+            typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        else:
+            console = Console(highlight=False)
+            for part in shown:
+                console.print(part, soft_wrap=not isinstance(part, Table))
+
+
+@contextmanager
+def _reported_errors() -> Iterator[None]:
+    """Turn the errors that our messages explain into one line and exit status 1."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        _errors.print(f"[bold red]error:[/bold red] {message}", soft_wrap=True, markup=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _errors.print("stopped")
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "nexus-demo"
+    ),
+    dendrites: Annotated[
+        int, typer.Option(min=0, help="How many dendrites may grow; 0 needs no perforatedai.")
+    ] = 3,
+    side: Annotated[
+        Literal["query", "both", "each"], typer.Option(help="Which vectors heads map.")
+    ] = "query",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job on the shipped corpus: baseline, fine-tune, nudge, evaluate, undo."""
+    with _reported_errors():
+        from nexus_integrations.demo import run
+        from nexus_integrations.training.recipe import FinetuneConfig
+
+        reporter = Reporter(as_json)
+        config = FinetuneConfig(dendrites=dendrites, side=side, seed=seed)
+        result = run(output, config, tell=reporter.tell)
+        head = result.finetuned.encoder.query_head
+        nudged = result.nudged
+        content = {
+            "stages": {name: _plain(stage) for name, stage in result.stages.items()},
+            "gain": _plain(result.gain),
+            "dendrites": 0 if head is None else head.dendrites,
+            "gamma": nudged.gamma,
+            "moved": nudged.moved,
+            "undone": result.undone,
+            "seconds": result.seconds,
+            "output": str(output),
+        }
+        total = sum(result.seconds.values())
+        reporter.result(
+            content,
+            _stages_table(result.stages),
+            _gain_line(result.gain, "ndcg@10"),
+            f"{content['dendrites']} dendrites grew; γ = {nudged.gamma:g} moved {nudged.moved} of "
+            f"{nudged.touched} passages that answer training questions. Undoing the nudge gives "
+            f"the index back bit for bit: {'yes' if result.undone else 'NO'}.",
+            f"{total:.0f} s in all ({', '.join(f'{k} {v:.0f}' for k, v in result.seconds.items())})"
+            f". The tuned encoder, its state and the plots growth.png and gamma.png are in "
+            f"{output}.",
+        )
+
+
+@app.command()
+def embed(
+    dataset: Annotated[str, typer.Argument(help=_DATASET_HELP)],
+    vectors: Annotated[Path, typer.Argument(help="The Parquet file to write: id, vector.")],
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed a dataset's corpus into a file of document vectors."""
+    with _reported_errors():
+        from nexus_integrations.encoder import DendriticEncoder
+        from nexus_integrations.index import MemoryIndex
+
+        corpus = _dataset(dataset).corpus
+        encoder = DendriticEncoder.load(model)
+        embedded = encoder.encode_documents(list(corpus.values()))
+        MemoryIndex(list(corpus), embedded).save(vectors)
+        content = {
+            "documents": len(corpus),
+            "dimension": encoder.dimension,
+            "truncated": encoder.truncated,
+            "document_fingerprint": encoder.document_fingerprint,
+            "vectors": str(vectors),
+        }
+        Reporter(as_json).result(
+            content,
+            f"{len(corpus)} documents in {vectors}, {encoder.truncated} of them cut off at "
+            f"{encoder.max_length} word pieces.",
+        )
+
+
+@app.command()
+def finetune(
+    train: Annotated[str, typer.Argument(help=_DATASET_HELP)],
+    output: Annotated[Path, typer.Argument(help="The folder to save the tuned encoder to.")],
+    dev: Annotated[
+        str | None, typer.Option(help="Questions to choose by; else a share of TRAIN is split off.")
+    ] = None,
+    model: Model = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Document vectors of this model (`nexus embed`): no passage is embedded."
+        ),
+    ] = None,
+    side: Annotated[
+        Literal["query", "both", "each"],
+        typer.Option(help="query: stored vectors stay valid. both, each: embed the corpus again."),
+    ] = "query",
+    dendrites: Annotated[int, typer.Option(min=0, help="0 trains a linear head.")] = 3,
+    refit: Annotated[
+        bool, typer.Option(help="Train once more on TRAIN and DEV together, as dev advised.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the growth to this PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train dendritic heads on questions and the passages that answer them."""
+    with _reported_errors():
+        from nexus_integrations.encoder import DendriticEncoder
+        from nexus_integrations.index import MemoryIndex
+        from nexus_integrations.plots import plot_growth
+        from nexus_integrations.training.recipe import FinetuneConfig
+        from nexus_integrations.training.recipe import finetune as run
+
+        config = FinetuneConfig(side=side, dendrites=dendrites, refit=refit, seed=seed)
+        result = run(
+            DendriticEncoder.load(model),
+            _dataset(train),
+            None if dev is None else _dataset(dev),
+            config,
+            index=None if vectors is None else MemoryIndex.load(vectors),
+        )
+        result.encoder.save(output)
+        if plot is not None:
+            plot_growth(result.history, result.baseline_score, plot)
+        head = result.encoder.query_head
+        grown = 0 if head is None else head.dendrites
+        content = {
+            "dev_ndcg@10": {"before": result.baseline_score, "after": result.score},
+            "dev_source": result.dev_source,
+            "gamma": result.gamma,
+            "dropped": result.dropped,
+            "dendrites": grown,
+            "seconds": result.seconds,
+            "embedding_seconds": result.embedding_seconds,
+            "fingerprint": result.encoder.fingerprint,
+            "output": str(output),
+            "history": [asdict(epoch) for epoch in result.history],
+        }
+        Reporter(as_json).result(
+            content,
+            f"dev nDCG@10 {result.baseline_score:.4f} → {result.score:.4f} with {grown} dendrites "
+            f"in {result.seconds:.0f} s (and {result.embedding_seconds:.0f} s of embedding); the "
+            f"dev set was {result.dev_source}. γ = {result.gamma:g} suits dev best.",
+            *_dropped(result.dropped),
+            f"Saved to {output}.",
+        )
+
+
+@app.command()
+def nudge(
+    vectors: Vectors,
+    state: Annotated[
+        Path, typer.Option("--state", help="Where to keep what undoes the nudge.")
+    ] = Path("nudge-state"),
+    train: Annotated[str | None, typer.Option(help=_DATASET_HELP)] = None,
+    dev: Annotated[
+        str | None, typer.Option(help="Questions to choose γ by; else cross-validation.")
+    ] = None,
+    model: Model = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="How far to move at most; else chosen.", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What chooses γ.")] = "ndcg@10",
+    undo: Annotated[bool, typer.Option("--undo", help="Put the base vectors back.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the γ curve to this PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move stored document vectors towards the questions they answer, or undo that."""
+    with _reported_errors():
+        from nexus_integrations.encoder import DendriticEncoder
+        from nexus_integrations.index import FileIndex
+        from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
+        from nexus_integrations.plots import plot_gamma
+
+        if undo == (train is not None):
+            raise typer.BadParameter("give either --train, to nudge, or --undo")
+        reporter = Reporter(as_json)
+        index = FileIndex(vectors)
+        if undo:
+            folder = StateFolder(state)
+            if folder.state is None:
+                raise ValueError(f"{state} holds no nudge to undo")
+            restored = folder.undo(index)
+            reporter.result({"restored": restored}, f"{restored} vectors put back in {vectors}.")
+            return
+        report = nudge_index(
+            index,
+            DendriticEncoder.load(model),
+            _dataset(str(train)),
+            None if dev is None else _dataset(dev),
+            NudgeConfig(gamma=gamma, metric=metric),
+            state_dir=state,
+        )
+        if plot is not None:
+            plot_gamma(report.curve, report.gamma, report.metric, plot)
+        content = {
+            "gamma": report.gamma,
+            "chosen_by": report.chosen_by,
+            "metric": report.metric,
+            "curve": [[value, score] for value, score in report.curve.items()],
+            "queries": report.queries,
+            "touched": report.touched,
+            "moved": report.moved,
+            "dropped": report.dropped,
+            "seconds": report.seconds,
+            "state": str(state),
+        }
+        reporter.result(
+            content,
+            f"γ = {report.gamma:g} ({report.chosen_by}): {report.moved} of {report.touched} "
+            f"documents that answer {report.queries} questions moved, in {report.seconds:.1f} s.",
+            *_dropped(report.dropped),
+            f"To undo: nexus nudge {vectors} --state {state} --undo",
+        )
+
+
+@app.command()
+def evaluate(
+    vectors: Vectors,
+    dataset: Annotated[str, typer.Argument(help=_DATASET_HELP)],
+    model: Model = None,
+    against: Annotated[
+        Path | None, typer.Option(help="An earlier --json output to compare with, query by query.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well the vectors answer a dataset's questions, with 95 % intervals."""
+    with _reported_errors():
+        from nexus_integrations.encoder import DendriticEncoder
+        from nexus_integrations.evaluation import compare
+        from nexus_integrations.evaluation import evaluate as run
+        from nexus_integrations.index import MemoryIndex
+
+        index = MemoryIndex.load(vectors)
+        after = run(index, DendriticEncoder.load(model), _dataset(dataset))
+        content: dict[str, Any] = {"evaluation": _plain(after)}
+        shown: list[Table | str] = [_stages_table({"": after})]
+        if against is not None:
+            before = _read_evaluation(against)
+            change = compare(before, after)
+            content["comparison"] = _plain(change)
+            shown = [
+                _stages_table({"before": before, "after": after}),
+                *(_gain_line(change, metric) for metric in change.differences),
+            ]
+        Reporter(as_json).result(content, *shown)
+
+
+def _dataset(name: str) -> "RetrievalDataset":
+    """Read `file.json`, `folder` or `folder:split`."""
+    from nexus_integrations.data import RetrievalDataset
+
+    folder, _, split = name.rpartition(":")
+    if folder and Path(folder).is_dir():
+        return RetrievalDataset.from_beir(folder, split=split)
+    if Path(name).is_dir():
+        return RetrievalDataset.from_beir(name)
+    return RetrievalDataset.from_json(name)
+
+
+def _plain(result: "Evaluation | Comparison") -> dict[str, Any]:
+    """Turn a result into what JSON can hold."""
+    content = asdict(result)
+    for metric, values in content.get("per_query", {}).items():
+        content["per_query"][metric] = values.tolist()
+    return content
+
+
+def _read_evaluation(path: Path) -> "Evaluation":
+    import numpy as np
+
+    from nexus_integrations.evaluation import Evaluation
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
+        content["per_query"] = {m: np.array(v) for m, v in content["per_query"].items()}
+        content["intervals"] = {m: (v[0], v[1]) for m, v in content["intervals"].items()}
+        return Evaluation(**content)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no output of nexus evaluate --json: {error!r}") from None
+
+
+def _stages_table(stages: "Mapping[str, Evaluation]") -> Table:
+    confidence = next(iter(stages.values())).confidence
+    table = Table(title=f"mean ({confidence:.0%} interval)", title_justify="left")
+    table.add_column("metric")
+    for name in stages:
+        table.add_column(name, justify="right", no_wrap=True)
+    for metric in next(iter(stages.values())).metrics:
+        cells = []
+        for stage in stages.values():
+            low, high = stage.intervals[metric]
+            cells.append(f"{stage.metrics[metric]:.3f} ({low:.3f}-{high:.3f})")
+        table.add_row(metric, *cells)
+    return table
+
+
+def _gain_line(change: "Comparison", metric: str) -> str:
+    low, high = change.intervals[metric]
+    return (
+        f"{metric}: {change.differences[metric]:+.3f}, {change.confidence:.0%} interval "
+        f"{low:+.3f} to {high:+.3f}; {change.wins[metric]} questions better, "
+        f"{change.losses[metric]} worse, {change.ties[metric]} equal."
+    )
+
+
+def _dropped(count: int) -> list[str]:
+    return [f"{count} questions without a relevant passage were left out."] if count else []
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
