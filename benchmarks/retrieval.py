@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=["query"], help="query both each")
     parser.add_argument("--dendrites", nargs="+", type=int, default=[0, 3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--refit", action="store_true", help="also train on train and dev")
     parser.add_argument("--model", help="folder or hub name; by default all-MiniLM-L6-v2")
     options = parser.parse_args()
 
@@ -78,7 +79,18 @@ def main() -> None:
         for dendrites in options.dendrites:
             name = f"side={side}, dendrites={dendrites}"
             runs = [
-                _run(index, test_index, encoder, train, dev, test, side, dendrites, seed)
+                _run(
+                    index,
+                    test_index,
+                    encoder,
+                    train,
+                    dev,
+                    test,
+                    side,
+                    dendrites,
+                    seed,
+                    options.refit,
+                )
                 for seed in options.seeds
             ]
             for stage in runs[0]:
@@ -148,10 +160,11 @@ def _run(
     side: Any,
     dendrites: int,
     seed: int,
+    refit_too: bool,
 ) -> dict[str, tuple[Evaluation, float, dict[str, Any]]]:
     """Return evaluation, seconds so far, and notes, per stage of one seed."""
     stages = {}
-    for refit in (False, True):
+    for refit in (False, True) if refit_too else (False,):
         config = FinetuneConfig(side=side, dendrites=dendrites, seed=seed, refit=refit)
         result = finetune(encoder, train, dev, config, index=index)
         tuned, label = result.encoder, "refit" if refit else "head"

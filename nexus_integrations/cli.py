@@ -5,6 +5,7 @@ wrongly. Results go to standard output, everything else to standard error.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+
+# Threads that spin while they wait make a busy machine many times slower. OpenMP reads this when
+# torch is imported, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # What each command works with is imported when it runs, so that --help answers at once.
 if TYPE_CHECKING:

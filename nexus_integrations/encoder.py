@@ -128,6 +128,8 @@ class DendriticEncoder:
 
     def backbone_vectors(self, texts: Sequence[str], role: Role) -> Floats:
         """Return the backbone's unit vectors, float32 (n, dimension), before any head."""
+        if not isinstance(texts, (str, bytes)):
+            texts = list(texts)  # a generator can be read once
         check_texts(texts)
         readable = [_readable(text) for text in texts]
         changed = sum(a != b for a, b in zip(texts, readable, strict=True))

@@ -83,7 +83,7 @@ def evaluate(
     per_query = score_rankings(runs, dataset.relevant_docs, metrics)
     return Evaluation(
         metrics={metric: float(values.mean()) for metric, values in per_query.items()},
-        intervals={m: _interval(values, confidence, seed) for m, values in per_query.items()},
+        intervals={m: mean_interval(values, confidence, seed) for m, values in per_query.items()},
         confidence=confidence,
         query_ids=list(dataset.queries),
         per_query=per_query,
@@ -103,7 +103,7 @@ def compare(before: Evaluation, after: Evaluation, *, seed: int = 0) -> Comparis
     changes = {m: after.per_query[m] - before.per_query[m] for m in before.per_query}
     return Comparison(
         differences={metric: float(change.mean()) for metric, change in changes.items()},
-        intervals={m: _interval(c, before.confidence, seed) for m, c in changes.items()},
+        intervals={m: mean_interval(c, before.confidence, seed) for m, c in changes.items()},
         confidence=before.confidence,
         wins={metric: int((change > 0).sum()) for metric, change in changes.items()},
         losses={metric: int((change < 0).sum()) for metric, change in changes.items()},
@@ -151,17 +151,16 @@ def check_fits(index: VectorIndex, encoder: Encoder) -> None:
 def check_relevant_are_stored(index: VectorIndex, *datasets: RetrievalDataset) -> None:
     """Raise `ValueError`, naming query and document, for a relevant id that is not in the index."""
     asked = {d for data in datasets for found in data.relevant_docs.values() for d in found}
-    for batch in index.ids():
-        asked.difference_update(batch)
-        if not asked:
-            return
+    missing = index.missing(list(asked))
+    if not missing:
+        return
     for data in datasets:
         for query, found in data.relevant_docs.items():
             for document in found:
-                if document in asked:
+                if document in missing:
                     raise ValueError(
                         f"document {document!r}, relevant to query {query!r}, is not in the index "
-                        f"({len(asked)} such documents): index the whole corpus first"
+                        f"({len(missing)} such documents): index the whole corpus first"
                     )
 
 
@@ -184,7 +183,8 @@ def _measure(metric: str) -> Measure:
     return {"ndcg": nDCG, "mrr": RR, "recall": P, "precision": P}[name] @ k
 
 
-def _interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
+def mean_interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of `values`, float64 (n,)."""
     if len(values) < 2 or np.ptp(values) == 0:  # nothing to resample
         return float(values.mean()), float(values.mean())
     result = bootstrap(

@@ -78,8 +78,17 @@ class VectorIndex(Protocol):
         """The length of a vector."""
         ...
 
+    @property
+    def approximate(self) -> bool:
+        """Whether `search` may miss near documents, as graph and cell indexes do."""
+        ...
+
     def __len__(self) -> int:
         """The number of stored vectors."""
+        ...
+
+    def missing(self, ids: Sequence[str]) -> set[str]:
+        """Return those of `ids` that the store does not hold."""
         ...
 
     def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:

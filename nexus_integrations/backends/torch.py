@@ -57,7 +57,10 @@ class TorchBackbone:
         with _loading:
             backbone = _loaded.get(key)
             if backbone is None:
-                backbone = _loaded[key] = cls(_read(folder, device))
+                new = cls(_read(folder, device))
+                # A copy in another folder, as a saved encoder has one, is the same backbone.
+                same = (b for k, b in _loaded.items() if k[1] == device and b.digest == new.digest)
+                backbone = _loaded[key] = next(same, new)
             return backbone
 
     @property

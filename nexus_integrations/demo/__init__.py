@@ -13,7 +13,7 @@ from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeReport, nudge_index
-from nexus_integrations.nudge.state import restore
+from nexus_integrations.nudge.folder import restore
 from nexus_integrations.plots import plot_gamma, plot_growth
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 

@@ -19,6 +19,8 @@ class MemoryIndex:
     The array is copied on construction, so that `replace` never changes an array of the caller.
     """
 
+    approximate = False
+
     def __init__(
         self, ids: Sequence[str], vectors: Floats, metric: Metric | str = Metric.COSINE
     ) -> None:
@@ -49,6 +51,10 @@ class MemoryIndex:
     def __len__(self) -> int:
         """The number of stored vectors."""
         return len(self._ids)
+
+    def missing(self, ids: Sequence[str]) -> set[str]:
+        """Return those of `ids` that the index does not hold."""
+        return {id_ for id_ in ids if id_ not in self._rows}
 
     def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:
         """Yield the ids of all stored vectors, `batch_size` at a time, in insertion order."""

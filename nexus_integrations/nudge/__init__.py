@@ -1,6 +1,19 @@
 """NUDGE: move stored document vectors towards the questions they answer, reversibly."""
 
-from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
-from nexus_integrations.nudge.state import NudgeState, StateFolder
+from nexus_integrations.nudge.apply import (
+    NudgeConfig,
+    NudgeReport,
+    choose_gamma_again,
+    nudge_index,
+)
+from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.state import NudgeState
 
-__all__ = ["NudgeConfig", "NudgeReport", "NudgeState", "StateFolder", "nudge_index"]
+__all__ = [
+    "NudgeConfig",
+    "NudgeReport",
+    "NudgeState",
+    "StateFolder",
+    "choose_gamma_again",
+    "nudge_index",
+]

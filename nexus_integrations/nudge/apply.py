@@ -2,24 +2,32 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nexus_integrations.data import RetrievalDataset
-from nexus_integrations.evaluation import check_fits, check_relevant_are_stored, metric_depth
+from nexus_integrations.evaluation import (
+    check_fits,
+    check_relevant_are_stored,
+    mean_interval,
+    metric_depth,
+)
 from nexus_integrations.index.memory import check_vectors
+from nexus_integrations.nudge.folder import StateFolder
 from nexus_integrations.nudge.gamma import Judges, cross_validated
 from nexus_integrations.nudge.solver import GAMMAS, NUDGE_FT_GAMMAS, Shift, Turn
-from nexus_integrations.nudge.state import NudgeState, StateFolder, Variant, content_hashes
+from nexus_integrations.nudge.state import NudgeState, Variant, content_hashes
 from nexus_integrations.types import Encoder, Floats, Metric, VectorIndex
 
 Solver = Literal["closed-form", "nudge-ft"]
 Rule = Literal["curve", "nudge-ft"]
+Keep = Literal["if-better", "always"]
 
 # How far a stored vector may be from length one where the index does not normalise by itself.
 _UNIT = 1e-3
@@ -41,6 +49,10 @@ class NudgeConfig:
     Without a dev set γ is chosen by cross-validation over the training queries, in `folds` folds
     drawn with `seed`. `solver` "nudge-ft" runs the reference package in place of ours, with its own
     rule unless `gamma` is given; it reads the whole corpus and needs a dev set.
+
+    With `keep` "if-better" a nudge whose γ was chosen on a curve is judged on questions that did
+    not choose it, and is not written unless their mean difference is positive; with `confidence`
+    (0.9, say) unless the lower bound of its interval is. `dry_run` writes nothing.
     """
 
     variant: Variant = "n"
@@ -49,6 +61,9 @@ class NudgeConfig:
     gammas: tuple[float, ...] = GAMMAS
     rule: Rule = "curve"
     solver: Solver = "closed-form"
+    keep: Keep = "if-better"
+    confidence: float | None = None
+    dry_run: bool = False
     folds: int = 5
     seed: int = 0
 
@@ -57,6 +72,7 @@ class NudgeConfig:
             ("variant", self.variant, ("n", "m")),
             ("rule", self.rule, ("curve", "nudge-ft")),
             ("solver", self.solver, ("closed-form", "nudge-ft")),
+            ("keep", self.keep, ("if-better", "always")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
@@ -67,6 +83,8 @@ class NudgeConfig:
         metric_depth(self.metric)  # raises for an unknown metric
         if not self.gammas:
             raise ValueError("gammas is empty: give at least one γ to choose from")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie in 0 < c < 1, not {self.confidence}")
         if self.folds < 2:
             raise ValueError(f"cross-validation needs at least 2 folds, not {self.folds}")
 
@@ -80,6 +98,11 @@ class NudgeReport:
     query, `moved` of them are stored elsewhere now; `distances`, float32 (touched,), are the
     Euclidean distances between old and new vectors scaled to a base of length one. `dropped` counts
     queries without a relevant document, which the datasets left out.
+
+    `gain` is the mean paired difference in the metric, with its `interval`, of the judging queries
+    at a γ that the others chose; None where γ was not chosen on a curve. `written` tells whether
+    the nudge was kept. `approximate` tells that the index may have missed near documents when γ was
+    chosen; similarities of documents that move are exact in any case.
     """
 
     gamma: float
@@ -91,6 +114,10 @@ class NudgeReport:
     touched: int
     moved: int
     dropped: int
+    gain: float | None
+    interval: tuple[float, float] | None
+    written: bool
+    approximate: bool
     seconds: float
     distances: Floats = field(repr=False)
     folder: StateFolder = field(repr=False)
@@ -124,110 +151,206 @@ def nudge_index(
     folder = state_dir if isinstance(state_dir, StateFolder) else StateFolder(state_dir)
     check_fits(index, encoder)
     _check_variant(index.metric, config.variant)
-    if folder.state is not None and folder.state.fingerprint != encoder.fingerprint:
-        raise ValueError(
-            "this index was nudged with another encoder (its fingerprint differs): undo that nudge "
-            "with its state, or nudge with the same encoder"
+    _check_dev(config, dev)
+    with folder.locked():
+        _check_encoder(folder, encoder)
+        check_relevant_are_stored(index, *((train,) if dev is None else (train, dev)))
+        queries = encoder.encode_queries(list(train.queries.values()))  # (n_train, dimension)
+        judging = None if dev is None else _encoded(encoder, dev)
+        if not config.dry_run:
+            folder.undo(index)
+        touched = list(dict.fromkeys(d for found in train.relevant_docs.values() for d in found))
+        rows = {id_: row for row, id_ in enumerate(touched)}
+        base = _base_vectors(touched, index, folder)
+        check_vectors(touched, base, Metric.COSINE)
+        _check_unit(touched, base, index.metric)
+        planned = NudgeState(
+            phase="applying",
+            variant=config.variant,
+            gamma=0.0 if config.gamma is None else config.gamma,
+            metric=index.metric.value,
+            fingerprint=encoder.fingerprint,
+            document_ids=touched,
+            content_sha256=content_hashes([train.corpus[id_] for id_ in touched]),
+            query_ids=list(train.queries),
+            answers=[[rows[id_] for id_ in found] for found in train.relevant_docs.values()],
+            base=base,
+            queries=queries,
         )
-    check_relevant_are_stored(index, *((train,) if dev is None else (train, dev)))
-    queries = encoder.encode_queries(list(train.queries.values()))  # (n_train, dimension)
-    dev_queries = None if dev is None else encoder.encode_queries(list(dev.queries.values()))
-    folder.undo(index)
+        dropped = train.dropped + (0 if dev is None else dev.dropped)
+        return _carry_out(index, planned, judging, config, folder, dropped, begun)
 
-    touched = list(dict.fromkeys(d for found in train.relevant_docs.values() for d in found))
-    rows = {id_: row for row, id_ in enumerate(touched)}
-    base = index.vectors(touched)  # (n_touched, dimension)
-    check_vectors(touched, base, Metric.COSINE)
-    _check_unit(touched, base, index.metric)
-    planned = NudgeState(
-        phase="applying",
-        variant=config.variant,
-        gamma=0.0 if config.gamma is None else config.gamma,
-        metric=index.metric.value,
-        fingerprint=encoder.fingerprint,
-        document_ids=touched,
-        content_sha256=content_hashes([train.corpus[id_] for id_ in touched]),
-        query_ids=list(train.queries),
-        answers=[[rows[id_] for id_ in found] for found in train.relevant_docs.values()],
-        base=base,
-        queries=queries,
-    )
+
+def choose_gamma_again(
+    index: VectorIndex,
+    encoder: Encoder,
+    dev: RetrievalDataset | None = None,
+    config: NudgeConfig | None = None,
+    *,
+    state_dir: str | Path | StateFolder,
+) -> NudgeReport:
+    """Choose γ anew for the questions that the state holds now, and move the documents to it.
+
+    For a nudge that has learned from use, or forgotten: the state has all that is needed, so no
+    training set is given and nothing but `dev` is encoded. Raises `ValueError` when nothing is
+    nudged, and as `nudge_index` does.
+    """
+    begun = perf_counter()
+    folder = state_dir if isinstance(state_dir, StateFolder) else StateFolder(state_dir)
+    with folder.locked():
+        folder.finish(index)
+        if folder.state is None:
+            raise ValueError("nothing is nudged here: nudge the index first")
+        config = replace(config or NudgeConfig(), variant=folder.state.variant)
+        _check_encoder(folder, encoder)
+        _check_dev(config, dev)
+        if dev is not None:
+            check_relevant_are_stored(index, dev)
+        judging = None if dev is None else _encoded(encoder, dev)
+        return _carry_out(index, folder.state, judging, config, folder, 0, begun)
+
+
+def _carry_out(
+    index: VectorIndex,
+    planned: NudgeState,
+    dev: "_Queries | None",
+    config: NudgeConfig,
+    folder: StateFolder,
+    dropped: int,
+    begun: float,
+) -> NudgeReport:
+    """Choose γ where it is not given, judge, write, and report."""
     curve: dict[float, float] = {}
-    chosen_by = "fixed"
+    gain, interval, chosen_by, better = None, None, "fixed", True
     if config.solver == "nudge-ft":
-        gamma, targets = _reference(index, planned, dev, dev_queries, config.gamma)
+        gamma, targets = _reference(index, planned, dev, config.gamma)
         planned = replace(planned, gamma=gamma)
         chosen_by = chosen_by if config.gamma is not None else "nudge-ft"
     else:
         if config.gamma is None:
-            gamma, curve = _choose(index, planned, train, dev, dev_queries, config)
+            gamma, curve, values = _choose(index, planned, dev, config)
             planned = replace(planned, gamma=gamma)
             chosen_by = "cross-validation" if dev is None else "dev"
+            if values is not None:
+                gain, interval = _judged(values, list(curve), config)
+                bound = gain if config.confidence is None else interval[0]
+                better = bound > 0 or config.keep == "always"
+        else:
+            planned = replace(planned, gamma=config.gamma)
         targets = planned.targets()
-    distances = np.linalg.norm(targets - base, axis=1) / np.linalg.norm(base, axis=1)
+    distances = np.linalg.norm(targets - planned.base, axis=1)
+    distances /= np.linalg.norm(planned.base, axis=1)
     moved = int((distances > _MOVED).sum())
-    if moved:
+    written = better and moved > 0 and not config.dry_run
+    if written:
         folder.apply(planned, targets, index)
+    elif not config.dry_run:
+        folder.undo(index)
     return NudgeReport(
         gamma=planned.gamma,
         variant=config.variant,
         metric=config.metric,
         chosen_by=chosen_by,
         curve=curve,
-        queries=len(train),
-        touched=len(touched),
-        moved=moved,
-        dropped=train.dropped + (0 if dev is None else dev.dropped),
+        queries=len(planned.query_ids),
+        touched=len(planned.document_ids),
+        moved=moved if written or config.dry_run else 0,
+        dropped=dropped,
+        gain=gain,
+        interval=interval,
+        written=written,
+        approximate=bool(curve) and index.approximate,
         seconds=perf_counter() - begun,
         distances=distances,
         folder=folder,
     )
 
 
+class _Queries(NamedTuple):
+    """Judging queries: unit vectors, float32 (n_queries, dimension), and relevant ids of each."""
+
+    vectors: Floats
+    relevant: Mapping[str, Sequence[str]]
+
+
+def _encoded(encoder: Encoder, dataset: RetrievalDataset) -> _Queries:
+    vectors = encoder.encode_queries(list(dataset.queries.values()))
+    return _Queries(vectors, dataset.relevant_docs)
+
+
+def _base_vectors(ids: Sequence[str], index: VectorIndex, folder: StateFolder) -> Floats:
+    """Return the vectors of `ids` as no nudge has moved them, float32 (n, dimension)."""
+    vectors = index.vectors(ids)
+    if folder.state is not None:  # a dry run leaves the present nudge in place
+        for row, id_ in enumerate(ids):
+            if id_ in folder.state.rows:
+                vectors[row] = folder.state.base[folder.state.rows[id_]]
+    return vectors
+
+
 def _choose(
-    index: VectorIndex,
-    planned: NudgeState,
-    train: RetrievalDataset,
-    dev: RetrievalDataset | None,
-    dev_queries: Floats | None,
-    config: NudgeConfig,
-) -> tuple[float, dict[float, float]]:
-    """Return the best γ, the smallest of equals, and the curve it was chosen from."""
+    index: VectorIndex, planned: NudgeState, dev: _Queries | None, config: NudgeConfig
+) -> tuple[float, dict[float, float], NDArray[np.float64] | None]:
+    """Return the best γ, the smallest of equals; the curve; and its values per judging query.
+
+    The values are float64 (n_gammas, n_queries), None where γ follows from no curve.
+    """
     make = Turn if config.variant == "n" else Shift
-    gammas, metric = config.gammas, config.metric
+    gammas, metric = sorted(set(config.gammas)), config.metric
     if config.rule == "nudge-ft":
-        gammas, metric = NUDGE_FT_GAMMAS, "recall@1"
-    if dev is None or dev_queries is None:
-        if config.rule == "nudge-ft" and config.variant == "m":
-            raise ValueError('rule="nudge-ft" for variant "m" has no cross-validation: give dev')
-        judges = Judges(index, planned.queries, train.relevant_docs, planned.document_ids, metric)
+        gammas, metric = list(NUDGE_FT_GAMMAS), "recall@1"
+    if dev is None:
+        own = {
+            id_: [planned.document_ids[row] for row in found]
+            for id_, found in zip(planned.query_ids, planned.answers, strict=True)
+        }
+        judges = Judges(index, planned.queries, own, planned.document_ids, metric)
         values = cross_validated(
             judges, make, planned.base, planned.answers, gammas, config.folds, config.seed
         )
     else:
-        judges = Judges(index, dev_queries, dev.relevant_docs, planned.document_ids, metric)
+        judges = Judges(index, dev.vectors, dev.relevant, planned.document_ids, metric)
         moves = make.of(planned.base, planned.sums)
         if config.rule == "nudge-ft" and isinstance(moves, Shift):
-            return judges.most_answers_first(moves), {}
-        values = judges.values(moves, gammas, range(len(dev)))
+            return judges.most_answers_first(moves), {}, None
+        values = judges.values(moves, gammas, range(len(dev.relevant)))
     means = values.mean(axis=1)  # (n_gammas,)
-    curve = {gamma: float(mean) for gamma, mean in sorted(zip(gammas, means, strict=True))}
-    return max(curve, key=lambda gamma: (curve[gamma], -gamma)), curve
+    curve = {gamma: float(mean) for gamma, mean in zip(gammas, means, strict=True)}
+    return max(curve, key=lambda gamma: (curve[gamma], -gamma)), curve, values
+
+
+def _judged(
+    values: NDArray[np.float64], gammas: Sequence[float], config: NudgeConfig
+) -> tuple[float, tuple[float, float]]:
+    """Return the mean gain, and its interval, of queries at the γ that the other queries choose.
+
+    `values` is float64 (n_gammas, n_queries). Where dev queries judge, the training queries have no
+    say: heads that were trained on them find their answers without a nudge.
+    """
+    still = gammas.index(0.0) if 0.0 in gammas else None
+    n_queries = values.shape[1]
+    order = np.random.default_rng(config.seed).permutation(n_queries)
+    gains = np.zeros(n_queries)
+    for fold in range(min(config.folds, n_queries)):
+        judging = order[fold :: config.folds]
+        others = np.setdiff1d(order, judging)
+        means = values[:, others].mean(axis=1) if len(others) else values.mean(axis=1)
+        before = values[still, judging] if still is not None else values[0, judging]
+        gains[judging] = values[int(means.argmax()), judging] - before
+    return float(gains.mean()), mean_interval(gains, config.confidence or 0.95, config.seed)
 
 
 def _reference(
     index: VectorIndex,
     planned: NudgeState,
-    dev: RetrievalDataset | None,
-    dev_queries: Floats | None,
+    dev: _Queries | None,
     gamma: float | None,
 ) -> tuple[float, Floats]:
     """Return γ and the targets as `nudge-ft` computes them, float32 (n_touched, dimension)."""
     from nudge import NUDGEM, NUDGEN
 
-    if dev is None or dev_queries is None:
-        raise ValueError('solver="nudge-ft" needs a dev set')
-    relevant = [id_ for found in dev.relevant_docs.values() for id_ in found]
+    assert dev is not None, "checked before anything was read"
+    relevant = [id_ for found in dev.relevant.values() for id_ in found]
     inside = list(dict.fromkeys([*planned.document_ids, *relevant]))
     rows = {id_: row for row, id_ in enumerate(inside)}
     outside = [id_ for batch in index.ids() for id_ in batch if id_ not in rows]
@@ -237,10 +360,8 @@ def _reference(
             index.vectors(inside),
             {"q_embs": planned.queries, "q_ans_indx": planned.answers},
             {
-                "q_embs": dev_queries,
-                "q_ans_indx": [
-                    [rows[id_] for id_ in found] for found in dev.relevant_docs.values()
-                ],
+                "q_embs": dev.vectors,
+                "q_ans_indx": [[rows[id_] for id_ in found] for found in dev.relevant.values()],
             },
             nontrain_embeddings=index.vectors(outside) if outside else None,
             gamma=gamma,
@@ -259,6 +380,22 @@ def _check_variant(metric: Metric, variant: Variant) -> None:
             f"NUDGE-M moves vectors off length one, which an index that ranks by the {metric} "
             'undoes or misreads: use variant="n", or an index that ranks by the dot product'
         )
+
+
+def _check_encoder(folder: StateFolder, encoder: Encoder) -> None:
+    if folder.state is not None and folder.state.fingerprint != encoder.fingerprint:
+        raise ValueError(
+            "this index was nudged with another encoder (its fingerprint differs): undo that nudge "
+            "with its state, or nudge with the same encoder"
+        )
+
+
+def _check_dev(config: NudgeConfig, dev: RetrievalDataset | None) -> None:
+    if dev is None and config.solver == "nudge-ft":
+        raise ValueError('solver="nudge-ft" needs a dev set')
+    exact = config.rule == "nudge-ft" and config.variant == "m" and config.gamma is None
+    if dev is None and exact:
+        raise ValueError('rule="nudge-ft" for variant "m" has no cross-validation: give dev')
 
 
 def _check_unit(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:

@@ -51,7 +51,7 @@ class Judges:
             found = rankings(moves, self.queries[batch], self.others[batch], gammas, self.depth)
             for number, ranked in enumerate(found):
                 runs = {
-                    names[row]: [self._id(row, entry) for entry in entries]
+                    names[row]: self._ids(row, entries)
                     for row, entries in zip(batch, ranked.tolist(), strict=True)
                 }
                 scores = score_rankings(runs, self.relevant, [self.metric])[self.metric]
@@ -69,9 +69,15 @@ class Judges:
                 answers[-1].append(len(entries))
         return most_answers_first(moves, self.queries, self.others[:, :1], answers)
 
-    def _id(self, row: int, entry: int) -> str:
+    def _ids(self, row: int, entries: Sequence[int]) -> list[str]:
+        """Name the entries of a ranking; places that no document fills are left out."""
         moving = len(self.touched)
-        return self.touched[entry] if entry < moving else self.other_ids[row][entry - moving]
+        others = self.other_ids[row]
+        return [
+            self.touched[entry] if entry < moving else others[entry - moving]
+            for entry in entries
+            if entry < moving + len(others)
+        ]
 
 
 def cross_validated(

@@ -156,8 +156,10 @@ def most_answers_first(
         for answer in found:
             lead = base[row, answer] - base[row]  # the answer's lead over each at γ = 0
             gain = slope[row, answer] - slope[row]  # and how it grows with γ
+            # nudge-ft adds 1e-8 in float32; where one answer of a query hands over to another, this
+            # decides whether both count.
             with np.errstate(divide="ignore", invalid="ignore"):
-                crossing = -lead / gain
+                crossing = -lead / (gain + np.float32(1e-8))
             start = max(0.0, float(np.max(crossing[gain > 0], initial=0)))
             end = float(np.min(crossing[gain < 0], initial=np.inf))
             if end >= start and not np.any((gain == 0) & (lead < 0)):
@@ -165,8 +167,8 @@ def most_answers_first(
                 ends.append(end)
     if not starts:
         return 0.0
-    # The intervals are closed: where one answer of a query hands over to another, both rank first.
-    candidates = np.unique(starts)
-    begun = np.searchsorted(np.sort(starts), candidates, side="right")
-    over = np.searchsorted(np.sort(ends), candidates, side="left")
-    return float(candidates[np.argmax(begun - over)])
+    points = np.unique([*starts, *ends])
+    begun = np.searchsorted(np.sort(starts), points, side="right")
+    over = np.searchsorted(np.sort(ends), points, side="right")
+    covering = begun - over  # answers that rank first just above each point
+    return float(points[np.argmax(covering)]) if covering.max() > 0 else 0.0

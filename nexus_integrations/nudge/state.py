@@ -1,16 +1,19 @@
 """The durable record of what a nudge moved, from which it is finished, undone or done again.
 
-A state folder holds `state.json` and one safetensors file that it names. The tensors are written
-under a new name first and the JSON is replaced in one step, so that a folder is always a whole
-state: the old or the new one. It holds ids and vectors, never text.
+A state folder holds `state.json`, one safetensors file that it names, and, where questions were
+observed since, a journal of theirs that belongs to that file. A new state is written under new
+names first and `state.json` is replaced in one step, so that a folder is always one whole state:
+the old or the new one. It holds ids, hashes and vectors, never text.
 """
 
+import base64
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from nexus_integrations.nudge.solver import Shift, Turn, query_sums
-from nexus_integrations.types import Floats, VectorIndex
+from nexus_integrations.types import Floats
 
 Variant = Literal["n", "m"]
 # "applying" and "undoing" are on disk before the store is written: found on opening, they mean that
@@ -29,6 +32,21 @@ Phase = Literal["applying", "applied", "undoing"]
 _FILE = "state.json"
 _FORMAT = "nexus-nudge-state"
 _VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One question answered in use.
+
+    `query` is its unit vector, float32 (dimension,); `base` the document's vector as stored before,
+    where no other question had moved it, else None.
+    """
+
+    query_id: str
+    document_id: str
+    content_sha256: str
+    query: Floats = field(repr=False)
+    base: Floats | None = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +71,11 @@ class NudgeState:
     base: Floats = field(repr=False)
     queries: Floats = field(repr=False)
 
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """The row number of each document id."""
+        return {id_: row for row, id_ in enumerate(self.document_ids)}
+
     @property
     def sums(self) -> Floats:
         """G, float32 (n_documents, dimension): per document the sum of the queries it answers."""
@@ -61,50 +84,148 @@ class NudgeState:
     def targets(self) -> Floats:
         """Return the vectors that the nudge writes, float32 (n_documents, dimension).
 
-        NUDGE-N turns a document and keeps its length.
+        NUDGE-N turns a document and keeps its length; one without questions keeps its base vector.
         """
-        if self.variant == "m":
-            return Shift.of(self.base, self.sums).at(self.gamma)
-        length = np.linalg.norm(self.base, axis=1, keepdims=True)
-        turned: Floats = Turn.of(self.base, self.sums).at(self.gamma) * length
-        return turned
+        return self._moved(self.base, self.sums)
 
-    def write_to(self, folder: Path) -> None:
-        """Make this the folder's state, synced to disk before the call returns."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = save({"base": self.base, "queries": self.queries})
+    def target_of(self, document_id: str) -> Floats:
+        """Return the vector that the nudge writes for one document, float32 (dimension,)."""
+        row = self.rows[document_id]
+        own = [number for number, found in enumerate(self.answers) if row in found]
+        sums = query_sums(self.queries[own], [[0]] * len(own), 1)
+        moved: Floats = self._moved(self.base[[row]], sums)[0]
+        return moved
+
+    def with_observation(self, observation: Observation) -> "NudgeState":
+        """Return the state with one more question."""
+        state = self
+        if observation.base is not None:
+            state = replace(
+                self,
+                document_ids=[*self.document_ids, observation.document_id],
+                content_sha256=[*self.content_sha256, observation.content_sha256],
+                base=np.concatenate([self.base, observation.base[None]]),
+            )
+        return replace(
+            state,
+            query_ids=[*self.query_ids, observation.query_id],
+            queries=np.concatenate([self.queries, observation.query[None]]),
+            answers=[*self.answers, [state.rows[observation.document_id]]],
+        )
+
+    def with_queries(self, kept: Sequence[int]) -> "NudgeState":
+        """Return the state of these queries alone; documents stay, also those left without any."""
+        return replace(
+            self,
+            query_ids=[self.query_ids[number] for number in kept],
+            queries=self.queries[list(kept)],
+            answers=[self.answers[number] for number in kept],
+        )
+
+    def with_documents(self, kept: Sequence[int]) -> "NudgeState":
+        """Return the state of these documents alone, and of the queries that still move one."""
+        places = {row: place for place, row in enumerate(kept)}
+        answers = [[places[row] for row in found if row in places] for found in self.answers]
+        queries = [number for number, found in enumerate(answers) if found]
+        return replace(
+            self,
+            document_ids=[self.document_ids[row] for row in kept],
+            content_sha256=[self.content_sha256[row] for row in kept],
+            base=self.base[list(kept)],
+            query_ids=[self.query_ids[number] for number in queries],
+            queries=self.queries[queries],
+            answers=[answers[number] for number in queries],
+        )
+
+    def _moved(self, base: Floats, sums: Floats) -> Floats:
+        idle = ~sums.any(axis=1, keepdims=True)
+        if self.variant == "m":
+            moved = Shift.of(base, sums).at(self.gamma)
+        else:
+            length = np.linalg.norm(base, axis=1, keepdims=True)
+            moved = Turn.of(base, sums).at(self.gamma) * length
+        return np.where(idle, base, moved)
+
+
+class StateFiles:
+    """The files of one state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._vectors: str | None = None  # the name of the tensors' file that is in force
+
+    def signature(self) -> object:
+        """Return what changes whenever the state on disk does; None when there is no state."""
+        found = []
+        for path in (self.folder / _FILE, *sorted(self.folder.glob("observed-*.jsonl"))):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append((path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return tuple(found) or None
+
+    def write(self, state: NudgeState) -> None:
+        """Make `state` the folder's state, synced to disk before the call returns."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = save({"base": state.base, "queries": state.queries})
         digest = hashlib.sha256(tensors).hexdigest()
         name = f"vectors-{digest[:16]}.safetensors"
-        _write_synced(folder, name, tensors)
+        if not (self.folder / name).exists():
+            _write_synced(self.folder, name, tensors)
         content = {
             "format": _FORMAT,
             "version": _VERSION,
-            "phase": self.phase,
-            "variant": self.variant,
-            "gamma": self.gamma,
-            "metric": self.metric,
-            "fingerprint": self.fingerprint,
+            "phase": state.phase,
+            "variant": state.variant,
+            "gamma": state.gamma,
+            "metric": state.metric,
+            "fingerprint": state.fingerprint,
             "vectors": name,
             "vectors_sha256": digest,
-            "document_ids": self.document_ids,
-            "content_sha256": self.content_sha256,
-            "query_ids": self.query_ids,
-            "answers": self.answers,
+            "document_ids": state.document_ids,
+            "content_sha256": state.content_sha256,
+            "query_ids": state.query_ids,
+            "answers": state.answers,
         }
-        _write_synced(folder, _FILE, json.dumps(content, ensure_ascii=False).encode())
-        for old in folder.glob("vectors-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        content["sha256"] = _digest_of(content)
+        _write_synced(self.folder, _FILE, json.dumps(content, ensure_ascii=False).encode())
+        self._vectors = name
+        self.sweep()
 
-    @classmethod
-    def read_from(cls, folder: Path) -> "NudgeState | None":
-        """Return the folder's state, or None when it holds none.
+    def append(self, observation: Observation) -> None:
+        """Add one observation to the journal, synced to disk before the call returns."""
+        assert self._vectors is not None, "observations belong to a state"
+        line = json.dumps(
+            {
+                "query_id": observation.query_id,
+                "document_id": observation.document_id,
+                "content_sha256": observation.content_sha256,
+                "query": _encoded(observation.query),
+                "base": None if observation.base is None else _encoded(observation.base),
+            },
+            ensure_ascii=False,
+        )
+        path = self.folder / _journal(self._vectors)
+        existed = path.exists()
+        if existed and not (journal := path.read_bytes()).endswith(b"\n"):
+            os.truncate(path, journal.rfind(b"\n") + 1)  # a line that was never finished
+        with path.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if not existed:
+            _sync_folder(self.folder)
+
+    def read(self) -> tuple[NudgeState | None, int]:
+        """Return the folder's state, or None, and how many observations its journal added.
 
         Raises `ValueError` for a state that is damaged, was altered, or has another format.
         """
-        path = folder / _FILE
+        path = self.folder / _FILE
         if not path.exists():
-            return None
+            self._vectors = None
+            return None, 0
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT or content["version"] != _VERSION:
@@ -112,20 +233,68 @@ class NudgeState:
                     f"{path} has format {content['format']} {content['version']}, expected "
                     f"{_FORMAT} {_VERSION}"
                 )
-            data = (folder / content["vectors"]).read_bytes()
+            if content.pop("sha256") != _digest_of(content):
+                raise ValueError(f"{path} was altered: its SHA-256 differs")
+            data = (self.folder / content["vectors"]).read_bytes()
             if hashlib.sha256(data).hexdigest() != content["vectors_sha256"]:
-                raise ValueError(f"{folder / content['vectors']} was altered: its SHA-256 differs")
+                raise ValueError(
+                    f"{self.folder / content['vectors']} was altered: its SHA-256 differs"
+                )
             tensors = load(data)
-            state = cls(
+            state = NudgeState(
                 base=tensors["base"],
                 queries=tensors["queries"],
                 **{name: content[name] for name in _FIELDS},
             )
-        except (KeyError, TypeError, json.JSONDecodeError, OSError, SafetensorError) as error:
-            raise ValueError(f"the nudge state in {folder} is damaged: {error!r}") from None
-        if len(state.base) != len(state.document_ids) or len(state.queries) != len(state.answers):
-            raise ValueError(f"the nudge state in {folder} is damaged: its parts do not fit")
-        return state
+            if len(state.base) != len(state.document_ids) or len(state.queries) != len(
+                state.answers
+            ):
+                raise ValueError(f"the nudge state in {self.folder} is damaged: parts do not fit")
+            observations = self._observations(content["vectors"])
+            for observation in observations:
+                state = state.with_observation(observation)
+        except (
+            *(KeyError, TypeError, AttributeError, OSError),
+            *(json.JSONDecodeError, UnicodeDecodeError, SafetensorError),
+        ) as error:
+            raise ValueError(f"the nudge state in {self.folder} is damaged: {error!r}") from None
+        self._vectors = content["vectors"]
+        return state, len(observations)
+
+    def remove(self) -> None:
+        """Remove the state: first the file that makes it one."""
+        (self.folder / _FILE).unlink()
+        _sync_folder(self.folder)
+        self._vectors = None
+        self.sweep()
+
+    def _observations(self, vectors: str) -> list[Observation]:
+        path = self.folder / _journal(vectors)
+        if not path.exists():
+            return []
+        found = []
+        # A line without its end was being written when the process died: nothing followed from it.
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            row = json.loads(line)
+            found.append(
+                Observation(
+                    query_id=row["query_id"],
+                    document_id=row["document_id"],
+                    content_sha256=row["content_sha256"],
+                    query=_decoded(row["query"]),
+                    base=None if row["base"] is None else _decoded(row["base"]),
+                )
+            )
+        return found
+
+    def sweep(self) -> None:
+        """Remove what belongs to earlier states, drafts of interrupted writes included."""
+        kept = set() if self._vectors is None else {self._vectors, _journal(self._vectors)}
+        patterns = ("vectors-*.safetensors", "observed-*.jsonl", ".vectors-*", f".{_FILE}-*")
+        for pattern in patterns:
+            for path in self.folder.glob(pattern):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
 
 
 _FIELDS = (
@@ -141,62 +310,26 @@ _FIELDS = (
 )
 
 
-class StateFolder:
-    """Where a nudge's state is kept: a folder, or memory when there is none."""
-
-    def __init__(self, folder: str | Path | None) -> None:
-        """Open `folder`, which need not exist yet; None keeps the state for this object's life."""
-        self.folder = None if folder is None else Path(folder)
-        self._state = None if self.folder is None else NudgeState.read_from(self.folder)
-
-    @property
-    def state(self) -> NudgeState | None:
-        """The state as last written, or None when nothing is moved."""
-        return self._state
-
-    def apply(self, state: NudgeState, targets: Floats, index: VectorIndex) -> None:
-        """Record `state`, write the targets to the store, and record that it is done.
-
-        `targets` is float32 (n_documents, dimension), by our solver `state.targets()`.
-        """
-        self._write(replace(state, phase="applying"))
-        index.replace(state.document_ids, targets)
-        self._write(replace(state, phase="applied"))
-
-    def undo(self, index: VectorIndex) -> int:
-        """Put the base vectors back, forget the state, and return how many were put back.
-
-        Documents that were deleted from the store since are passed over.
-        """
-        state = self._state
-        if state is None:
-            return 0
-        self._write(replace(state, phase="undoing"))
-        restored = restore(state, index)
-        if self.folder is not None:
-            (self.folder / _FILE).unlink()
-            for tensors in self.folder.glob("vectors-*.safetensors"):
-                tensors.unlink()
-        self._state = None
-        return restored
-
-    def _write(self, state: NudgeState) -> None:
-        if self.folder is not None:
-            state.write_to(self.folder)
-        self._state = state
-
-
-def restore(state: NudgeState, index: VectorIndex) -> int:
-    """Write the base vectors to `index`, and return how many documents it still holds."""
-    stored = {id_ for batch in index.ids() for id_ in batch}
-    kept = [row for row, id_ in enumerate(state.document_ids) if id_ in stored]
-    index.replace([state.document_ids[row] for row in kept], state.base[kept])
-    return len(kept)
-
-
 def content_hashes(texts: Sequence[str]) -> list[str]:
     """Return the SHA-256 of each text, in hex."""
     return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+
+
+def _journal(vectors: str) -> str:
+    """The journal's name follows from the vectors it adds to: a new state has an empty one."""
+    return vectors.replace("vectors-", "observed-").replace(".safetensors", ".jsonl")
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _encoded(vector: Floats) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _decoded(text: str) -> Floats:
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
 
 
 def _write_synced(folder: Path, name: str, data: bytes) -> None:
@@ -211,9 +344,14 @@ def _write_synced(folder: Path, name: str, data: bytes) -> None:
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself must survive a power cut
-        directory = os.open(folder, os.O_RDONLY)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names survive a power cut; Windows has no such call and needs none."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            os.fsync(handle)
         finally:
-            os.close(directory)
+            os.close(handle)

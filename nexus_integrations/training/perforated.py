@@ -95,7 +95,13 @@ def grow(
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": _search_path(), "MPLBACKEND": "Agg"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": _search_path(),
+                    "MPLBACKEND": "Agg",
+                    # Threads that spin while they wait make a busy machine many times slower.
+                    "OMP_WAIT_POLICY": "PASSIVE",
+                },
                 # Ctrl-C is this process's to handle: it ends the child below.
                 start_new_session=True,
             )

@@ -1,0 +1,15 @@
+"""The package's tools as LangChain knows them."""
+
+try:
+    import langchain_core  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'nexus_integrations.langchain needs LangChain: pip install "nexus-integrations[langchain]"'
+    ) from error
+
+from nexus_integrations.langchain.data import as_dataset
+from nexus_integrations.langchain.embedding import NexusEmbeddings
+from nexus_integrations.langchain.index import open_index
+from nexus_integrations.langchain.nudge import NudgePostprocessor
+
+__all__ = ["NexusEmbeddings", "NudgePostprocessor", "as_dataset", "open_index"]

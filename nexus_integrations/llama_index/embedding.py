@@ -1,0 +1,160 @@
+"""The encoder as a LlamaIndex embedding model."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_field
+
+from nexus_integrations.backends.torch import Role
+from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.llama_index.cache import RoleCache, cached_as
+from nexus_integrations.registry import SharedEncoder, in_background
+from nexus_integrations.source import DEFAULT_MODEL
+
+# These belong to a process: another one that unpickles an embedding has its own.
+_PROCESS_FIELDS = ("callback_manager", "rate_limiter")
+
+
+class NexusEmbedding(BaseEmbedding):
+    """An embedding model that runs on this machine, with dendritic heads where they were trained.
+
+    The model loads on first use, once per process, and instances carry its name alone: they copy,
+    pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
+    its folder makes a new instance. Queries and texts are embedded under their own roles, as unit
+    vectors; the async methods queue in one thread and leave the event loop free.
+
+    Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
+    nowhere and `ValueError` for a damaged one, or for one that is not of the recorded
+    `fingerprint`.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    model_name: Annotated[str, BeforeValidator(os.fspath)] = Field(
+        default=DEFAULT_MODEL,
+        description="A folder of a saved encoder or a sentence-transformers model, or a hub name.",
+    )
+    device: str = Field(default="cpu", description="The torch device that the model runs on.")
+    embed_batch_size: int = Field(
+        default=64, gt=0, le=2048, description="How many texts make one batch, and one event."
+    )
+    embeddings_cache: Any | None = Field(
+        default=None,
+        exclude=True,  # a store is no configuration, and JSON does not take it
+        description="A BaseKVStore of vectors; its keys are kept apart by role and fingerprint.",
+    )
+    recorded_fingerprint: str | None = Field(
+        default=None,
+        validation_alias="fingerprint",
+        exclude=True,
+        repr=False,
+        description="What `to_dict` gave as fingerprint; a model of another one is not used.",
+    )
+    _shared: SharedEncoder = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Name the encoder; nothing is loaded."""
+        self._shared = SharedEncoder(self.model_name, self.device, self.recorded_fingerprint)
+        self.embeddings_cache = self.embeddings_cache  # assignment makes it a RoleCache
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex serialises this class."""
+        return "NexusEmbedding"
+
+    @classmethod
+    def from_encoder(cls, encoder: DendriticEncoder) -> "NexusEmbedding":
+        """Use an encoder that is in memory, on its device.
+
+        Such an instance does not pickle (`TypeError`): save the encoder, and give its folder.
+        """
+        shared = SharedEncoder.of(encoder)
+        embedding = cls(model_name=shared.model, device=shared.device)
+        embedding._shared = shared
+        return embedding
+
+    @property
+    def encoder(self) -> DendriticEncoder:
+        """The encoder behind this embedding model, loaded on first use.
+
+        Raises `ValueError` when `model_name` or `device` were changed after construction.
+        """
+        return self._bound().get()
+
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all that vectors depend on beside their text; loads the model.
+
+        It is part of `to_dict`, so that LlamaIndex's ingestion cache tells models apart.
+        """
+        return self.encoder.fingerprint
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return what events tell about this model: no path. Nothing is loaded."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self._bound().public_name(),
+            "embed_batch_size": self.embed_batch_size,
+        }
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """Embed a query, as LlamaIndex does, from the cache where it is there in this role."""
+        with cached_as("query"):
+            return super().get_query_embedding(query)
+
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """Embed a query while the event loop goes on."""
+        with cached_as("query"):
+            return await super().aget_query_embedding(query)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._embed([query], "query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return (await in_background(self._embed, [query], "query"))[0]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._embed([text], "document")[0]
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return (await in_background(self._embed, [text], "document"))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._embed(texts, "document")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await in_background(self._embed, texts, "document")
+
+    def _bound(self) -> SharedEncoder:
+        if (self.model_name, self.device) != (self._shared.model, self._shared.device):
+            raise ValueError(
+                "model_name or device was changed after construction: make a new NexusEmbedding"
+            )
+        return self._shared
+
+    def _embed(self, texts: list[str], role: Role) -> list[list[float]]:
+        encoder = self.encoder
+        encode = encoder.encode_queries if role == "query" else encoder.encode_documents
+        rows: list[list[float]] = encode(texts).tolist()
+        if len(rows) != len(texts):  # LlamaIndex would leave the last nodes without a vector
+            raise RuntimeError(f"the encoder gave {len(rows)} vectors for {len(texts)} texts")
+        return rows
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "embeddings_cache" and value is not None:
+            value = RoleCache(value, self._shared)
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Callable[[], "NexusEmbedding"], tuple[()]]:
+        # LlamaIndex's own way pickles every field twice and silently drops what fails.
+        _, (_, _, fingerprint) = self._shared.__reduce__()
+        fields = {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name not in _PROCESS_FIELDS
+        }
+        return partial(type(self), **{**fields, "recorded_fingerprint": fingerprint}), ()

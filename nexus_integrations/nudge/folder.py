@@ -1,0 +1,270 @@
+"""The life of a nudged index: apply, observe, forget, refresh, undo, each of them durable.
+
+The order is always the same: the state is on disk before the store is written, what is written to
+the store follows from the state alone, and writing it twice equals writing it once. So whatever
+stops a process, the next operation on the folder finishes what was begun.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from nexus_integrations.nudge.state import NudgeState, Observation, StateFiles, content_hashes
+from nexus_integrations.types import Floats, VectorIndex
+
+# How far a stored vector may be from one that was written: stores keep float32, some in other
+# units or after normalising once more.
+_SAME = 1e-4
+
+
+class StateFolder:
+    """Where a nudge's state is kept: a folder, or memory when there is none.
+
+    Every operation takes the folder's lock, which the system releases when the process dies: a
+    second process is refused with `RuntimeError`. Operations that get an index first finish what an
+    interrupted one left undone.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        """Open `folder`, which need not exist yet; None keeps the state for this object's life.
+
+        Raises `ValueError` for a state that is damaged or was altered.
+        """
+        self.folder = None if folder is None else Path(folder)
+        self._files = None if self.folder is None else StateFiles(self.folder)
+        self._state: NudgeState | None = None
+        self._seen: object = None
+        self._lock: FileLock | None = None
+        self._unsettled = False
+        self._read()
+
+    @property
+    def state(self) -> NudgeState | None:
+        """The state as last written, observations included; None when nothing is moved."""
+        return self._state
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock, and read what another process wrote since."""
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(
+                f"another process is changing the nudge in {self.folder}: wait until it has ended"
+            ) from None
+        try:
+            self._read()
+            if self._files is not None:
+                self._files.sweep()
+            yield
+        finally:
+            self._lock.release()
+
+    def apply(self, state: NudgeState, targets: Floats, index: VectorIndex) -> None:
+        """Record `state`, write the targets to the store, and record that it is done.
+
+        `targets` is float32 (n_documents, dimension), by our solver `state.targets()`.
+        """
+        with self.locked():
+            self._write(replace(state, phase="applying"))
+            index.replace(state.document_ids, targets)
+            self._write(replace(state, phase="applied"))
+
+    def finish(self, index: VectorIndex) -> bool:
+        """Finish an operation that was interrupted; return whether there was one."""
+        with self.locked():
+            state = self._state
+            if state is None or not self._unsettled:
+                return False
+            if state.phase == "undoing":
+                self.undo(index)
+                return True
+            present = _present(state.document_ids, index)
+            index.replace([state.document_ids[row] for row in present], state.targets()[present])
+            self._write(_without_idle_documents(replace(state, phase="applied")))
+            return True
+
+    def undo(self, index: VectorIndex) -> int:
+        """Put the base vectors back, forget the state, and return how many were put back.
+
+        Documents that were deleted from the store since are passed over.
+        """
+        with self.locked():
+            if self._state is None:
+                return 0
+            self._write(replace(self._state, phase="undoing"))
+            restored = restore(self._state, index)
+            if self._files is not None:
+                self._files.remove()
+                self._seen = self._files.signature()
+            self._state, self._unsettled = None, False
+            return restored
+
+    def observe(
+        self,
+        index: VectorIndex,
+        query: Floats,
+        document_id: str,
+        *,
+        query_id: str,
+        content: str | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Add one answered question and move its document; nothing else is read or solved again.
+
+        `query` is the question's unit vector, float32 (dimension,); `fingerprint`, where given, is
+        that of its encoder, which must be the nudge's. Of `content`, the document's text, a hash
+        alone is kept. γ stays. Raises `ValueError` when nothing is nudged yet, the question's id is
+        taken, or the encoder is another, and `KeyError` for an unknown document.
+        """
+        with self.locked():
+            self.finish(index)
+            state = self._state
+            if state is None:
+                raise ValueError("nothing is nudged here yet: nudge the index first, which sets γ")
+            if fingerprint not in (None, state.fingerprint):
+                raise ValueError(
+                    "the question was encoded by another encoder than the nudge's (its fingerprint "
+                    "differs): their vectors do not mix"
+                )
+            if query_id in state.query_ids:
+                raise ValueError(f"question {query_id!r} is in the state already")
+            base = None
+            if document_id not in state.rows:
+                base = index.vectors([document_id])[0]
+            observation = Observation(
+                query_id=query_id,
+                document_id=document_id,
+                content_sha256="" if content is None else content_hashes([content])[0],
+                query=np.asarray(query, dtype=np.float32),
+                base=base,
+            )
+            if self._files is not None:
+                self._files.append(observation)
+                self._seen = self._files.signature()
+            self._state = state = state.with_observation(observation)
+            index.replace([document_id], state.target_of(document_id)[None])
+
+    def forget(self, index: VectorIndex, which: Callable[[str], bool]) -> int:
+        """Remove the influence of every question whose id `which` accepts; return their number.
+
+        Afterwards store and state are those of a nudge that never saw them, at the same γ, and the
+        files hold neither their ids nor their vectors. Documents that no question is left for go
+        back to their base vectors.
+        """
+        with self.locked():
+            self.finish(index)
+            state = self._state
+            if state is None:
+                return 0
+            kept = [row for row, id_ in enumerate(state.query_ids) if not which(id_)]
+            forgotten = len(state.query_ids) - len(kept)
+            if not forgotten:
+                return 0
+            changed = {
+                row
+                for number in set(range(len(state.query_ids))) - set(kept)
+                for row in state.answers[number]
+            }
+            state = state.with_queries(kept)
+            self._write(replace(state, phase="applying"))
+            rows = _present(state.document_ids, index, sorted(changed))
+            index.replace([state.document_ids[row] for row in rows], state.targets()[rows])
+            self._write(_without_idle_documents(replace(state, phase="applied")))
+            return forgotten
+
+    def refresh(
+        self, index: VectorIndex, corpus: Mapping[str, str] | None = None
+    ) -> dict[str, int]:
+        """Bring state and store back in line after documents were deleted, changed or re-ingested.
+
+        A document that the store no longer holds drops out of the state. So does one whose text
+        changed, told by the hash of its text in `corpus`, or, without that, by a stored vector that
+        is neither its base nor its target; its new vector stays. A document that was ingested again
+        unchanged is moved again. Returns the counts "deleted", "changed" and "moved".
+        """
+        with self.locked():
+            self.finish(index)
+            state = self._state
+            counts = {"deleted": 0, "changed": 0, "moved": 0}
+            if state is None:
+                return counts
+            present = _present(state.document_ids, index)
+            counts["deleted"] = len(state.document_ids) - len(present)
+            stored = index.vectors([state.document_ids[row] for row in present])
+            targets = state.targets()
+            kept: list[int] = []
+            again: list[int] = []
+            for row, vector in zip(present, stored, strict=True):
+                id_ = state.document_ids[row]
+                is_base, is_target = _same(vector, state.base[row]), _same(vector, targets[row])
+                if corpus is not None and id_ in corpus and state.content_sha256[row]:
+                    changed = content_hashes([corpus[id_]])[0] != state.content_sha256[row]
+                else:
+                    changed = not (is_base or is_target)
+                if changed:
+                    counts["changed"] += 1
+                    continue
+                kept.append(row)
+                if not is_target:
+                    again.append(row)
+            counts["moved"] = len(again)
+            ids = [state.document_ids[row] for row in again]
+            remaining = state.with_documents(kept)
+            self._write(replace(remaining, phase="applying"))
+            index.replace(ids, targets[again])
+            self._write(replace(remaining, phase="applied"))
+            return counts
+
+    def _write(self, state: NudgeState) -> None:
+        if self._files is not None:
+            self._files.write(state)
+            self._seen = self._files.signature()
+        self._state = state
+        self._unsettled = state.phase != "applied"
+
+    def _read(self) -> None:
+        """Read the files unless they are as this object last saw or wrote them."""
+        if self._files is None or self._files.signature() == self._seen:
+            return
+        self._state, observed = self._files.read()
+        # The last observation on disk may be missing in the store; the process that knew is gone.
+        self._unsettled = self._state is not None and (
+            self._state.phase != "applied" or observed > 0
+        )
+        self._seen = self._files.signature()
+
+
+def restore(state: NudgeState, index: VectorIndex) -> int:
+    """Write the base vectors to `index`, and return how many documents it still holds."""
+    present = _present(state.document_ids, index)
+    index.replace([state.document_ids[row] for row in present], state.base[present])
+    return len(present)
+
+
+def _present(
+    ids: Sequence[str], index: VectorIndex, rows: Sequence[int] | None = None
+) -> list[int]:
+    """Return which of the rows name documents that the index holds."""
+    rows = range(len(ids)) if rows is None else rows
+    missing = index.missing([ids[row] for row in rows])
+    return [row for row in rows if ids[row] not in missing]
+
+
+def _without_idle_documents(state: NudgeState) -> NudgeState:
+    """Leave out documents that no question is left for; their base vectors are stored again."""
+    return state.with_documents(sorted({row for found in state.answers for row in found}))
+
+
+def _same(one: Floats, other: Floats) -> bool:
+    return float(np.linalg.norm(one - other)) <= _SAME * float(np.linalg.norm(other))

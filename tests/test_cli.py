@@ -1,0 +1,176 @@
+"""The command line, as a person and as a program use it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nexus_integrations.cli import app
+from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.index import MemoryIndex
+
+COMMANDS = ["demo", "embed", "finetune", "nudge", "evaluate"]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Run `nexus` in this process; return status, standard output, standard error."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def files(
+    tmp_path_factory: pytest.TempPathFactory,
+    clinic: tuple[RetrievalDataset, RetrievalDataset, RetrievalDataset],
+) -> Path:
+    """A folder with train.json, dev.json and test.json of the clinic."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name, part in zip(("train", "dev", "test"), clinic, strict=True):
+        part.to_json(folder / f"{name}.json")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_command(command: str) -> None:
+    """--help ends with status 0 and shows usage and options."""
+    status, output, _ = run(command, "--help")
+    assert status == 0
+    assert "Usage" in output
+    assert "--json" in output
+
+
+def test_help_needs_no_torch() -> None:
+    """The first answer comes at once: --help imports neither torch nor sentence-transformers."""
+    script = (
+        "import sys\n"
+        "from nexus_integrations.cli import app\n"
+        "try:\n    app(['finetune', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'sentence_transformers' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+@pytest.mark.model
+def test_the_whole_job_by_command(files: Path) -> None:
+    """From embed to undo: the gain is seen in the figures, and is gone afterwards."""
+    vectors, tuned, state = files / "vectors.parquet", files / "tuned", files / "state"
+    status, output, error = run("embed", files / "test.json", vectors, "--json")
+    assert status == 0, error
+    assert json.loads(output)["documents"] == 126
+
+    status, output, _ = run("evaluate", vectors, files / "test.json", "--json")
+    assert status == 0
+    (files / "before.json").write_text(output)
+    before = json.loads(output)["evaluation"]["metrics"]["ndcg@10"]
+
+    status, output, error = run(
+        *("finetune", files / "train.json", tuned, "--dev", files / "dev.json"),
+        *("--vectors", vectors, "--dendrites", 0, "--plot", files / "growth.png", "--json"),
+    )
+    assert status == 0, error
+    told = json.loads(output)
+    assert told["dev_ndcg@10"]["after"] > told["dev_ndcg@10"]["before"] + 0.05
+    assert (files / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+    base = MemoryIndex.load(vectors)
+    ids = [id_ for batch in base.ids() for id_ in batch]
+    status, output, error = run(
+        *("nudge", vectors, "--train", files / "train.json", "--dev", files / "dev.json"),
+        *("--model", tuned, "--state", state, "--gamma", 0.02, "--json"),
+    )
+    assert status == 0, error
+    assert json.loads(output)["moved"] > 100
+    assert not np.array_equal(MemoryIndex.load(vectors).vectors(ids), base.vectors(ids))
+
+    status, output, error = run(
+        *("evaluate", vectors, files / "test.json", "--model", tuned),
+        *("--against", files / "before.json", "--json"),
+    )
+    assert status == 0, error
+    told = json.loads(output)
+    assert told["evaluation"]["metrics"]["ndcg@10"] > before + 0.05
+    assert told["comparison"]["differences"]["ndcg@10"] == pytest.approx(
+        told["evaluation"]["metrics"]["ndcg@10"] - before
+    )
+
+    status, output, error = run("nudge", vectors, "--state", state, "--undo")
+    assert status == 0, error
+    assert np.array_equal(MemoryIndex.load(vectors).vectors(ids), base.vectors(ids))
+    status, _, error = run("nudge", vectors, "--state", state, "--undo")
+    assert status == 1
+    assert "holds no nudge to undo" in error
+
+
+@pytest.mark.model
+def test_a_person_reads_tables(files: Path) -> None:
+    """Without --json the result is a table and whole sentences."""
+    vectors = files / "people.parquet"
+    assert run("embed", files / "test.json", vectors)[0] == 0
+    status, output, _ = run("evaluate", vectors, files / "test.json")
+    assert status == 0
+    assert "ndcg@10" in output
+    assert "95% interval" in output
+
+
+@pytest.mark.model
+def test_demo_writes_what_it_says(tmp_path: Path) -> None:
+    """The demo leaves encoder, state, vectors and two plots, gains, and undoes bit for bit."""
+    status, output, error = run("demo", "--output", tmp_path, "--dendrites", 0, "--json")
+    assert status == 0, error
+    told = json.loads(output)
+    assert told["stages"]["before"]["metrics"]["ndcg@10"] < 0.75
+    assert told["gain"]["differences"]["ndcg@10"] > 0.05
+    assert told["undone"] is True
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        *("encoder", "state", "vectors.parquet", "growth.png", "gamma.png")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("embed", "missing.json", "out.parquet"), "missing.json"),
+        (("evaluate", "missing.parquet", "missing.json"), "missing.parquet"),
+        (("nudge", "missing.parquet", "--undo"), "missing.parquet"),
+    ],
+)
+def test_errors_are_one_line_with_status_1(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user can mend is told in one line, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    status, output, error = run(*arguments)
+    assert status == 1
+    assert output == ""
+    assert message in error.replace("\n", "")
+    assert "Traceback" not in error
+
+
+def test_a_file_that_is_no_dataset(tmp_path: Path) -> None:
+    """A JSON file without the three parts is named, and nothing is written."""
+    (tmp_path / "other.json").write_text('{"queries": {}}')
+    status, _, error = run("embed", tmp_path / "other.json", tmp_path / "out.parquet")
+    assert status == 1
+    assert "lacks corpus, relevant_docs" in error.replace("\n", " ")
+    assert os.listdir(tmp_path) == ["other.json"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("finetune",), ("demo", "--dendrites", "-1"), ("embed", "--colour"), ("unknown",)],
+)
+def test_mistyped_commands_have_status_2(arguments: tuple[str, ...]) -> None:
+    """A missing argument, a value out of range, an unknown option or command is a usage error."""
+    assert run(*arguments)[0] == 2
+
+
+def test_nudge_wants_train_or_undo(tmp_path: Path) -> None:
+    """Neither and both are usage errors."""
+    assert run("nudge", tmp_path / "v.parquet")[0] == 2
+    assert run("nudge", tmp_path / "v.parquet", "--train", "t.json", "--undo")[0] == 2

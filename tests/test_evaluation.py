@@ -1,0 +1,177 @@
+"""Metrics by hand, intervals, comparison."""
+
+from math import log2
+
+import numpy as np
+import pytest
+
+from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.evaluation import Evaluation, compare, evaluate, score_rankings
+from nexus_integrations.index.memory import MemoryIndex
+
+RUNS = {"q1": ["a", "b", "c"], "q2": ["c", "b", "a"], "q3": ["b", "c", "a"]}
+RELEVANT = {"q1": ["a"], "q2": ["a", "b"], "q3": ["d"]}
+# q1: hit at rank 1. q2: hits at ranks 2 and 3 of two relevant. q3: no hit.
+GAIN_2 = (1 / log2(3) + 1 / log2(4)) / (1 + 1 / log2(3))
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        ("ndcg@10", [1, GAIN_2, 0]),
+        ("ndcg@2", [1, (1 / log2(3)) / (1 + 1 / log2(3)), 0]),
+        ("ndcg@1", [1, 0, 0]),
+        ("mrr@10", [1, 1 / 2, 0]),
+        ("mrr@1", [1, 0, 0]),
+        ("recall@1", [1, 0, 0]),
+        ("recall@2", [1, 1 / 2, 0]),
+        ("recall@3", [1, 1, 0]),
+        ("recall@10", [1, 1, 0]),
+        ("precision@2", [1 / 2, 1 / 2, 0]),
+        ("precision@10", [1 / 10, 2 / 10, 0]),
+    ],
+)
+def test_metrics_by_hand(metric, values):
+    """Three queries, one with a hit at once, one with two late hits, one with none."""
+    scores = score_rankings(RUNS, RELEVANT, [metric])
+    np.testing.assert_allclose(scores[metric], values, atol=1e-12)
+
+
+def test_recall_counts_over_what_could_be_found():
+    """One place and three relevant: the hit in it is all that recall@1 asks, 1/min(1, 3)."""
+    scores = score_rankings({"q": ["a", "b"]}, {"q": ["a", "c", "d"]}, ["recall@1", "recall@2"])
+    assert scores["recall@1"] == [1]
+    assert scores["recall@2"] == [1 / 2]
+
+
+def test_ranks_are_kept_where_ids_would_sort_otherwise():
+    """Two hundred documents in falling id order: the last has rank 200, whatever its id."""
+    ranked = [f"d{number:03}" for number in range(200)]
+    for run in (ranked, ranked[::-1]):
+        scores = score_rankings({"q": run}, {"q": [run[-1]]}, ["mrr@200"])
+        assert scores["mrr@200"][0] == pytest.approx(1 / 200)
+
+
+@pytest.fixture
+def compass(toy):
+    """Three documents around the compass, three questions, and who answers them."""
+    encoder = toy(
+        {"to the east": (3, 1), "to the north": (1, 3), "eastern": (1, 0.1), "far": (-1, -1)}
+    )
+    index = MemoryIndex(["e", "n", "w"], np.array([[1, 0], [0, 1], [-1, 0]], dtype=np.float32))
+    dataset = RetrievalDataset(
+        queries={"q1": "to the east", "q2": "to the north", "q3": "eastern"},
+        corpus={"e": "east", "n": "north", "w": "west"},
+        relevant_docs={"q1": ["e"], "q2": ["n"], "q3": ["n", "w"]},
+    )
+    return index, encoder, dataset
+
+
+def test_evaluate_means_over_queries(compass):
+    """q1 and q2 hit at rank 1; q3 finds n at rank 2 and w at rank 3, so MRR is (1 + 1 + ½)/3."""
+    result = evaluate(*compass, metrics=["mrr@10", "recall@1", "ndcg@10"])
+    assert result.query_ids == ["q1", "q2", "q3"]
+    assert result.metrics["mrr@10"] == pytest.approx(2.5 / 3)
+    assert result.metrics["recall@1"] == pytest.approx(2 / 3)
+    assert result.metrics["ndcg@10"] == pytest.approx((2 + GAIN_2) / 3)
+    np.testing.assert_allclose(result.per_query["mrr@10"], [1, 1, 1 / 2])
+
+
+def test_evaluate_in_batches_of_queries(compass, monkeypatch):
+    """Searching one query at a time gives what searching all at once gives."""
+    whole = evaluate(*compass)
+    monkeypatch.setattr("nexus_integrations.evaluation._SEARCH_BATCH", 1)
+    assert evaluate(*compass).metrics == whole.metrics
+
+
+def test_interval_holds_the_mean_and_is_reproducible(compass):
+    """The interval is around the mean, the same for a seed, and wider at more confidence."""
+    first = evaluate(*compass, metrics=["mrr@10"], seed=3)
+    low, high = first.intervals["mrr@10"]
+    assert low < first.metrics["mrr@10"] < high
+    # Of three values 1, 1, ½ a resample's mean lies in ½ … 1.
+    assert 0.5 <= low < high <= 1
+    assert evaluate(*compass, metrics=["mrr@10"], seed=3).intervals == first.intervals
+    narrow = evaluate(*compass, metrics=["mrr@10"], confidence=0.5, seed=3).intervals["mrr@10"]
+    assert narrow[1] - narrow[0] < high - low
+
+
+def test_interval_of_equal_values_is_their_value(compass):
+    """Where every query scores 1 there is nothing to resample."""
+    index, encoder, dataset = compass
+    result = evaluate(index, encoder, dataset.subset(["q1", "q2"]), metrics=["mrr@10"])
+    assert result.intervals["mrr@10"] == (1, 1)
+
+
+def test_interval_matches_the_normal_one():
+    """With 400 values of 0 and 1, half each, the interval is ½ ± 1.96·½/√400 within .01."""
+    ones = {f"q{row}": ["a"] if row % 2 else ["b"] for row in range(400)}
+    scores = score_rankings(ones, {query: ["a"] for query in ones}, ["recall@1"])["recall@1"]
+    zero = Evaluation(
+        metrics={}, intervals={}, confidence=0.95, query_ids=[], per_query={"m": scores * 0}
+    )
+    after = Evaluation(
+        metrics={}, intervals={}, confidence=0.95, query_ids=[], per_query={"m": scores}
+    )
+    assert compare(zero, after).intervals["m"] == pytest.approx((0.451, 0.549), abs=0.01)
+
+
+def make_evaluation(values: list[float], queries: str = "abcd", metric: str = "m") -> Evaluation:
+    per_query = {metric: np.array(values)}
+    return Evaluation(
+        metrics={metric: float(np.mean(values))},
+        intervals={metric: (0, 1)},
+        confidence=0.9,
+        query_ids=list(queries),
+        per_query=per_query,
+    )
+
+
+def test_compare_counts_wins_losses_and_ties():
+    """After minus before: +.5, −.25, 0, +.25 is two wins, a loss, a tie, and .125 on average."""
+    before = make_evaluation([0.25, 0.5, 0.5, 0.75])
+    after = make_evaluation([0.75, 0.25, 0.5, 1.0])
+    result = compare(before, after)
+    assert (result.wins["m"], result.losses["m"], result.ties["m"]) == (2, 1, 1)
+    assert result.differences["m"] == pytest.approx(0.125)
+    assert result.confidence == 0.9
+    low, high = result.intervals["m"]
+    assert -0.25 <= low < 0.125 < high <= 0.5
+    assert compare(before, after).intervals == result.intervals
+
+
+@pytest.mark.parametrize("other", [{"queries": "abce"}, {"metric": "n"}, {"queries": "abdc"}])
+def test_compare_refuses_what_is_not_paired(other):
+    """Other queries, the same in another order, or another metric cannot be paired."""
+    values = [0.0, 0.5, 0.5, 1.0]
+    with pytest.raises(ValueError, match="not of the same queries and metrics"):
+        compare(make_evaluation(values), make_evaluation(values, **other))
+
+
+@pytest.mark.parametrize("metric", ["ndcg", "ndcg@0", "map@10", "recall@1.5", " mrr@10", "mrr@-1"])
+def test_unknown_metric_is_refused(compass, metric):
+    """A metric that is not one of the four at a depth of one or more is named."""
+    with pytest.raises(ValueError, match="unknown metric"):
+        evaluate(*compass, metrics=["ndcg@10", metric])
+
+
+def test_relevant_document_missing_in_the_index_is_named(compass):
+    """The error names query and document, and how many are missing."""
+    _, encoder, dataset = compass
+    index = MemoryIndex(["e", "n"], np.eye(2, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"'w', relevant to query 'q3'.*\(1 such documents\)"):
+        evaluate(index, encoder, dataset)
+
+
+def test_encoder_of_another_dimension_is_refused(compass, toy):
+    """An encoder of dimension 3 cannot search an index of dimension 2."""
+    index, _, dataset = compass
+    with pytest.raises(ValueError, match=r"dimension 3, the index holds 2"):
+        evaluate(index, toy({"a": (1, 0, 0)}), dataset)
+
+
+def test_repr_holds_no_query(compass):
+    """What ends up in logs has numbers, not queries."""
+    text = repr(evaluate(*compass))
+    assert "q1" not in text
+    assert "ndcg@10" in text

@@ -1,0 +1,178 @@
+"""Who imports whom, and what an import must not do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nexus_integrations
+
+PACKAGE = Path(nexus_integrations.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+FRAMEWORKS = ("llama_index", "langchain", "langchain_core", "langchain_community")
+
+# What may import what: a module imports from its own layer and those before it.
+LAYERS = (
+    ("types", "progress", "source"),
+    ("data", "dendrite", "index", "nudge.solver"),
+    ("backends", "encoder", "evaluation", "foreign", "nudge", "training"),
+    ("registry", "plots", "report", "demo", "cli", "llama_index", "langchain"),
+)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def layer_of(module: str) -> int:
+    """Return the layer of the longest name that the module lies under."""
+    found = [
+        (len(name), number)
+        for number, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    assert found, f"{module} is in no layer: add it to the design and to this test"
+    return max(found)[1]
+
+
+def imported(path: Path) -> list[str]:
+    """Every module that a file imports, wherever in the file, by its absolute name."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.append(node.module or "")
+    return names
+
+
+CORE = [path for path in FILES if module_of(path).split(".")[0] not in ("llama_index", "langchain")]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module_of(path)], ids=module_of)
+def test_imports_run_one_way(path):
+    """No module imports from a layer above its own."""
+    mine = layer_of(module_of(path))
+    for name in imported(path):
+        package, _, module = name.partition(".")
+        if package == "nexus_integrations" and module:
+            assert layer_of(module) <= mine, f"{module_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", CORE, ids=module_of)
+def test_the_core_imports_no_framework(path):
+    """Only the two framework folders know the frameworks."""
+    assert not {name.split(".")[0] for name in imported(path)} & set(FRAMEWORKS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "other"), [("llama_index", "langchain"), ("langchain", "llama_index")]
+)
+def test_the_framework_folders_do_not_know_each_other(folder, other):
+    """Neither our other folder nor the other framework."""
+    for path in (PACKAGE / folder).glob("*.py"):
+        for name in imported(path):
+            assert not name.startswith((f"nexus_integrations.{other}", other)), (path.name, name)
+
+
+def test_only_one_file_imports_perforatedai():
+    """perforatedai is met in training/perforated.py, within functions that the child runs."""
+    found = [
+        module_of(path)
+        for path in FILES
+        if any(name.split(".")[0] == "perforatedai" for name in imported(path))
+    ]
+    assert found == ["training.perforated"]
+    tree = ast.parse((PACKAGE / "training" / "perforated.py").read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("perforatedai" in ast.unparse(node) for node in top)
+
+
+def test_only_the_solver_choice_imports_the_reference():
+    """nudge-ft is imported where it is chosen, and nowhere else."""
+    found = [
+        module_of(path)
+        for path in FILES
+        if any(name.split(".")[0] == "nudge" for name in imported(path))
+    ]
+    assert found == ["nudge.apply"]
+
+
+def run(program: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_root_imports_nothing_heavy(package_environment):
+    """`import nexus_integrations` is quick: no torch, no framework, no output."""
+    heavy = ("torch", "numpy", "sentence_transformers", "transformers", *FRAMEWORKS)
+    done = run(
+        "import sys, nexus_integrations\n"
+        f"loaded = [name for name in {heavy!r} if name in sys.modules]\n"
+        "assert not loaded, loaded",
+        package_environment,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_importing_the_core_is_silent_and_touches_nothing(package_environment):
+    """All core modules in a fresh interpreter: no framework, no output, no seed, no handler."""
+    modules = [module_of(path) for path in CORE]
+    names = [f"nexus_integrations.{module}" for module in modules if module]
+    done = run(
+        f"""
+import importlib, logging, os, random, signal, sys
+import sentence_transformers, torch  # what they do at import is theirs
+import numpy as np
+random.seed(1); np.random.seed(1); torch.manual_seed(1)
+def state():
+    return (
+        random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist(),
+        [signal.getsignal(number) for number in signal.valid_signals()], os.getcwd(),
+        dict(os.environ), logging.root.level, list(logging.root.handlers), torch.get_num_threads(),
+    )
+before = state()
+for name in {names!r}:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:  # the engine of an index may not be installed
+        assert name.startswith("nexus_integrations.index."), name
+        assert 'pip install "nexus-integrations[' in str(error), error
+assert state() == before
+loaded = [name for name in {(*FRAMEWORKS, "perforatedai", "nudge")!r} if name in sys.modules]
+assert not loaded, loaded
+""",
+        package_environment,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_all_public_names_are_there():
+    """__all__ is sorted, and each name leads to what is called so."""
+    assert list(nexus_integrations.__all__) == sorted(nexus_integrations.__all__)
+    assert set(nexus_integrations.__all__) == set(nexus_integrations._HOMES)
+    for name in nexus_integrations.__all__:
+        assert getattr(nexus_integrations, name).__name__ == name
+        assert name in dir(nexus_integrations)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    """As for any module."""
+    with pytest.raises(AttributeError, match="no attribute 'Finetuner'"):
+        _ = nexus_integrations.Finetuner
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    """`from nexus_integrations import evaluate` must never give a module."""
+    modules = {module_of(path).partition(".")[0] for path in FILES}
+    assert not modules & set(nexus_integrations.__all__)

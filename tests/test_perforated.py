@@ -1,0 +1,253 @@
+"""Growing dendrites with perforatedai in a child process, and how that process can end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nexus_integrations.evaluation import evaluate
+from nexus_integrations.training import perforated
+from nexus_integrations.training.fit import Schedule
+from nexus_integrations.training.objectives import RetrievalObjective
+from nexus_integrations.training.perforated import grow
+from nexus_integrations.training.recipe import FinetuneConfig, finetune
+
+pytestmark = [pytest.mark.dendrites, pytest.mark.usefixtures("perforatedai")]
+
+SCHEDULE = Schedule(epochs=3, learning_rate=0.01, batch_size=8, weight_decay=0.0)
+OPTIONS = {"dendrites": 1, "tries": 1, "seed": 0}
+
+
+def make_objective() -> RetrievalObjective:
+    """24 queries and documents in 8 dimensions; each query is its answer, rotated and noisy."""
+    generator = torch.Generator().manual_seed(0)
+
+    def units(n):
+        return torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1)
+
+    documents = units(24)
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+    queries = torch.nn.functional.normalize(documents @ rotation + 0.2 * units(24), dim=1)
+    answers = torch.stack([torch.arange(24), torch.arange(24)], dim=1)
+    return RetrievalObjective(
+        queries=queries,
+        documents=documents,
+        answers=answers,
+        dev_queries=queries[:12].clone(),
+        dev_answers=answers[:12].clone(),
+        scale=20.0,
+        gamma=0.0,
+        anchor=0.0,
+    )
+
+
+def grow_once(epochs=None, side="query", schedule=SCHEDULE, **options):
+    epochs = [] if epochs is None else epochs
+    return grow(make_objective(), side, schedule, **{**OPTIONS, **options}, on_epoch=epochs.append)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Temporary folders go where the test can see them."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """The child processes that `grow` starts."""
+    started = []
+    popen = subprocess.Popen
+
+    def start(*args, **options):
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(perforated.subprocess, "Popen", start)
+    return started
+
+
+def ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait_until(condition, seconds=60) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.model
+def test_dendrites_grow_on_the_demo_corpus(clinic, clinic_encoder, clinic_index, tmp_path):
+    """A dendrite is grown and kept, and the head returned scores what was reported."""
+    train, dev, _ = clinic
+    config = FinetuneConfig(dendrites=1, tries=1, epochs=4)
+    result = finetune(clinic_encoder, train, dev, config, index=clinic_index)
+    head = result.encoder.query_head
+    assert head.dendrites == 1
+    assert not head.is_identity
+    assert {epoch.dendrites for epoch in result.history} >= {0, 1}
+    assert result.history[-1].parameters > result.history[0].parameters
+    assert result.score > result.baseline_score + 0.1
+    found = evaluate(clinic_index, result.encoder, dev, metrics=["ndcg@10"]).metrics["ndcg@10"]
+    assert found == pytest.approx(result.score, abs=1e-6)
+    # A head that was grown is used without perforatedai: it is saved and loaded as any other.
+    head.save(tmp_path / "head.safetensors")
+    loaded = type(head).load(tmp_path / "head.safetensors")
+    vectors = clinic_index.vectors(next(clinic_index.ids()))
+    np.testing.assert_array_equal(loaded.transform(vectors), head.transform(vectors))
+
+
+def test_a_head_that_differs_from_the_grown_one_is_refused(monkeypatch):
+    """The child's outputs are the judge: a copy off by more than rounding is an error."""
+    monkeypatch.setattr(perforated, "_TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match=r"the copied head differs from the grown one by"):
+        grow_once()
+
+
+def test_each_side_grows_its_own_head():
+    """Side "each" gives two heads, one per role."""
+    queries, documents = grow_once(side="each")
+    assert not torch.equal(queries.weight, documents.weight)
+
+
+def test_two_dendrites_are_copied_with_what_lies_between(temporary):
+    """Three cycles of three epochs grow two dendrites; the copy equals the child's outputs."""
+    epochs = []
+    (head,) = grow_once(epochs, dendrites=2, schedule=replace(SCHEDULE, epochs=2))
+    assert max(epoch.dendrites for epoch in epochs) >= 1
+    assert head.dendrites <= 2
+    assert list(temporary.iterdir()) == []
+
+
+def test_runs_in_turn_and_at_once_give_equal_heads(temporary):
+    """One run after another, and two in threads side by side, with equal seeds."""
+    heads = [grow_once()[0]]
+    threads = [threading.Thread(target=lambda: heads.append(grow_once()[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(heads) == 3
+    for head in heads[1:]:
+        for name, tensor in heads[0].state_dict().items():
+            assert torch.equal(head.state_dict()[name], tensor), name
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_killed_child_is_told_by_its_signal(children, temporary):
+    """SIGKILL in the first epoch, as the system does when memory runs out."""
+
+    def kill(epoch):
+        children[0].kill()
+
+    with pytest.raises(RuntimeError, match=r"ended early, by signal 9 \(the system may have run"):
+        grow(make_objective(), "query", replace(SCHEDULE, epochs=500), **OPTIONS, on_epoch=kill)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_interrupted_caller_leaves_nothing_behind(children, temporary, error):
+    """Ctrl-C, or an error in the callback, ends the child and removes its folder."""
+
+    def interrupt(epoch):
+        raise error
+
+    with pytest.raises(error):
+        grow(make_objective(), "query", SCHEDULE, **OPTIONS, on_epoch=interrupt)
+    assert children[0].returncode is not None
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_killed_parent_takes_the_child_along(temporary, tmp_path, package_environment):
+    """When this process dies without a word, the child ends and removes its folder."""
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
+import subprocess
+from nexus_integrations.training import perforated
+from test_perforated import OPTIONS, SCHEDULE, make_objective
+popen = subprocess.Popen
+def start(*args, **options):
+    child = popen(*args, **options)
+    print(child.pid, flush=True)
+    return child
+perforated.subprocess.Popen = start
+perforated.grow(
+    make_objective(), "query", replace(SCHEDULE, epochs=100_000), **OPTIONS,
+    on_epoch=lambda epoch: print("epoch", flush=True),
+)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, os.path.dirname(__file__)],
+        env={**package_environment, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        child = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "epoch\n"
+        assert not ended(child)
+        assert len(list(temporary.glob("nexus-dendrites-*"))) == 1
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        parent.stdout.close()
+    assert wait_until(lambda: ended(child) or _is_zombie(child))
+    assert wait_until(lambda: not list(temporary.glob("nexus-dendrites-*")), seconds=5)
+
+
+def _is_zombie(pid: int) -> bool:
+    """An orphan that ended stays listed where no init process collects it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise SystemExit('no licence')", "SystemExit: no licence"),
+        ("raise ValueError('built for another Python')", "ValueError: built for another Python"),
+        ("import no_such_module_anywhere", "ModuleNotFoundError"),
+        ("", "globals_perforatedai"),
+    ],
+)
+def test_a_broken_perforatedai_is_an_import_error(tmp_path, monkeypatch, code, message, temporary):
+    """However its import fails, the answer is the line that installs it."""
+    (tmp_path / "perforatedai").mkdir()
+    (tmp_path / "perforatedai" / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=rf"{message}.*nexus-integrations\[dendrites\]"):
+        grow_once()
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_perforatedai_that_ends_the_process_is_told_by_its_status(tmp_path, monkeypatch):
+    """os._exit(3) at import leaves no exception; the status and the last words are told."""
+    (tmp_path / "perforatedai").mkdir()
+    code = "import os; os.write(2, b'so long\\n'); os._exit(3)"
+    (tmp_path / "perforatedai" / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match=r"with status 3; its last words: so long"):
+        grow_once()
