@@ -51,10 +51,11 @@ class RetrievalDataset:
         relevant: dict[str, list[str]] = {}
         for query_id in self.queries:
             listed = self.relevant_docs.get(query_id, [])
-            if isinstance(listed, str):
-                raise TypeError(
-                    f"relevant_docs[{query_id!r}] is the string {listed!r}: expected a list of ids"
+            if not isinstance(listed, (list, tuple)):
+                what = (
+                    f"the string {listed!r}" if isinstance(listed, str) else type(listed).__name__
                 )
+                raise TypeError(f"relevant_docs[{query_id!r}] is {what}: expected a list of ids")
             for id_ in listed:
                 if id_ not in self.corpus:
                     raise ValueError(
@@ -89,10 +90,12 @@ class RetrievalDataset:
         are kept, the corpus is whole, and judgements of score 0 or less are no relevance.
         """
         folder = Path(folder)
-        corpus = {
-            row["_id"]: f"{row.get('title') or ''} {row['text']}".strip()
-            for row in _unique_rows(folder / "corpus.jsonl")
-        }
+        corpus = {}
+        for row in _unique_rows(folder / "corpus.jsonl"):
+            if not isinstance(row["text"], str):
+                what = type(row["text"]).__name__
+                raise TypeError(f"document {row['_id']!r} is {what}, expected str")
+            corpus[row["_id"]] = f"{row.get('title') or ''} {row['text']}".strip()
         queries = {row["_id"]: row["text"] for row in _unique_rows(folder / "queries.jsonl")}
         relevant: dict[str, list[str]] = {}
         path = folder / "qrels" / f"{split}.tsv"
@@ -115,7 +118,7 @@ class RetrievalDataset:
             # Two equal keys would silently become one: json keeps the last.
             try:
                 content = json.load(file, object_pairs_hook=_without_duplicates)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, EOFError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from None
         missing = {"queries", "corpus", "relevant_docs"} - set(content)
         if missing:
@@ -135,7 +138,7 @@ class RetrievalDataset:
         return cls(
             queries=dict(dataset.queries),
             corpus=dict(dataset.corpus),
-            relevant_docs={id_: list(found) for id_, found in dataset.relevant_docs.items()},
+            relevant_docs=dict(dataset.relevant_docs),
         )
 
     @classmethod

@@ -104,7 +104,7 @@ class DendriticHead(nn.Module):
         try:
             head = cls(tensors["weight"].shape[0], tensors["dendrite_weight"].shape[0])
             head.load_state_dict(tensors)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, IndexError, RuntimeError) as error:
             raise ValueError(f"{path} does not fit together: {error}") from None
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError(f"{path} holds weights that are not finite")

@@ -140,7 +140,8 @@ class ChromaStore(MemoryStore):
         self.name = f"docs{uuid5(NAMESPACE_OID, str(self.folder)).hex}"
         space = {"dot": "ip"}.get(metric, metric)
         self.collection = client.create_collection(
-            self.name, configuration={"hnsw": {"space": space, "ef_search": 400}}
+            self.name,
+            configuration={"hnsw": {"space": space, "ef_search": 400, "max_neighbors": 64}},
         )
         for start in range(0, len(ids), 5000):
             part = ids[start : start + 5000]

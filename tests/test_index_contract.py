@@ -268,3 +268,281 @@ def test_ten_thousand_rows_in_one_call(name, store_of):
     assert sum(map(len, filled.index.ids())) == len(filled.index) == 10_000
     hits = filled.index.search(filled.new[:600], 3)
     assert len(hits.ids) == 600
+
+
+def test_qdrant_folder_is_reopened(store_of):
+    """A local folder of Qdrant keeps what was replaced."""
+    filled = Filled(store_of(QdrantFolder), "dot", size=24)
+    filled.index.replace(filled.ids[:5], filled.new[:5])
+    now = np.concatenate([filled.new[:5], filled.vectors[5:]])
+    again = filled.store.reopen()
+    filled.check_vectors(again, now)
+    filled.check_search(again, now)
+
+
+def test_qdrant_takes_every_form_of_an_id(store_of):
+    """A UUID without dashes or in capitals is the stored one, and a number may be an id too."""
+    from qdrant_client import models
+
+    filled = Filled(store_of(STORES["qdrant"]), "dot", size=3)
+    index, id_ = filled.index, filled.ids[0]
+    for form in (id_.replace("-", ""), id_.upper(), f"{{{id_}}}"):
+        np.testing.assert_array_equal(index.vectors([form]), filled.vectors[:1])
+        assert index.missing([form]) == set()
+    index.replace([id_.replace("-", "")], filled.new[:1])
+    np.testing.assert_array_equal(index.vectors([id_]), filled.new[:1])
+    with pytest.raises(ValueError, match="more than once"):
+        index.replace([id_, id_.upper()], filled.new[:2])
+    with pytest.raises(KeyError, match=r"'chapter-1'.* UUIDs or unsigned integers"):
+        index.vectors(["chapter-1"])
+    point = models.PointStruct(id=17, vector=[2.0] * DIMENSION)
+    filled.store.client.upsert("docs", [point])
+    np.testing.assert_array_equal(index.vectors(["17"]), [point.vector])
+    assert "17" in [found for batch in index.ids() for found in batch]
+
+
+def test_qdrant_refuses_what_is_not_exact(store_of):
+    """Quantised and half-precision vectors, several per point, L1, and a name that is not there."""
+    from qdrant_client import models
+
+    from nexus_integrations.index.qdrant import QdrantIndex
+
+    client = Filled(store_of(STORES["qdrant"]), "dot", size=3).store.client
+    scalar = models.ScalarQuantization(scalar=models.ScalarQuantizationConfig(type="int8"))
+    several = models.MultiVectorConfig(comparator="max_sim")
+    for number, (options, message) in enumerate(
+        [
+            ({"quantization_config": scalar}, "quantised"),
+            ({"multivector_config": several}, "several vectors"),
+            ({"datatype": "float16"}, "float16"),
+            ({"distance": "Manhattan"}, "Manhattan"),
+        ]
+    ):
+        params = models.VectorParams(**{"size": 8, "distance": "Cosine", **options})
+        client.create_collection(f"c{number}", vectors_config=params)
+        with pytest.raises(NotImplementedError, match=message):
+            QdrantIndex(client, f"c{number}")
+    with pytest.raises(ValueError, match=r"vectors named \[''\].* not 'body'"):
+        QdrantIndex(client, "docs", "body")
+    params = models.VectorParams(size=8, distance="Cosine")
+    client.create_collection("named", vectors_config={"body": params})
+    with pytest.raises(ValueError, match=r"vectors named \['body'\]"):
+        QdrantIndex(client, "named")
+
+
+def test_faiss_refuses_what_gives_nothing_back(store_of, tmp_path):
+    """Lossy and binary types, IDMap, files mapped read-only, and ids that do not fit."""
+    store_of(STORES["faiss-flat"])
+    import faiss
+
+    from nexus_integrations.index.faiss import FaissIndex
+
+    for factory in ("PQ4", "SQ8", "IVF4,PQ4", "HNSW16,SQ8", "IDMap,Flat", "PCA4,Flat"):
+        with pytest.raises(NotImplementedError, match="use a flat, IVF-flat or HNSW-flat index"):
+            FaissIndex(faiss.index_factory(8, factory), [])
+    with pytest.raises(NotImplementedError, match="IndexBinaryFlat"):
+        FaissIndex(faiss.IndexBinaryFlat(8), [])
+    with pytest.raises(NotImplementedError, match="metric 2 "):
+        FaissIndex(faiss.IndexFlat(8, faiss.METRIC_L1), [])
+    flat = faiss.IndexFlatL2(8)
+    flat.add(np.eye(8, dtype=np.float32))
+    for ids in (["a"], ["a"] * 8, {row + 1: str(row) for row in range(8)}):
+        with pytest.raises(ValueError, match="one id for each of the 8 numbers"):
+            FaissIndex(flat, ids)
+    index = FaissIndex(flat, list("abcdefgh"))
+    flat.add(np.eye(8, dtype=np.float32))
+    with pytest.raises(ValueError, match="8 vectors when it was wrapped and holds 16 now"):
+        index.vectors(["a"])
+    faiss.write_index(flat, str(tmp_path / "flat"))
+    mapped = faiss.read_index(str(tmp_path / "flat"), faiss.IO_FLAG_MMAP_IFC)
+    with pytest.raises(NotImplementedError, match="lies on disk"):
+        FaissIndex(mapped, list(map(str, range(16))))
+    twice = faiss.IndexIDMap2(faiss.IndexFlatL2(8))
+    twice.add_with_ids(np.eye(8, dtype=np.float32)[:2], np.array([5, 5]))
+    with pytest.raises(ValueError, match="a number twice"):
+        FaissIndex(twice, {5: "a"})
+
+
+def test_faiss_keeps_the_norms_and_the_kind_of_an_index(store_of):
+    """Cached norms follow a replacement; IVF gets no direct map; probing some cells is told."""
+    store_of(STORES["faiss-flat"])
+    import faiss
+
+    from nexus_integrations.index.faiss import FaissIndex
+
+    vectors = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    flat = faiss.IndexFlatL2(8)
+    flat.add(vectors)
+    flat.sync_l2norms()
+    FaissIndex(flat, list(map(str, range(64)))).replace(["3"], vectors[:1] * 5)
+    norms = faiss.vector_to_array(flat.cached_l2norms)
+    np.testing.assert_allclose(norms[3], (vectors[0] ** 2).sum() * 25, rtol=1e-5)
+    cells = faiss.IndexIVFFlat(faiss.IndexFlatL2(8), 8, 4)
+    cells.train(vectors)
+    cells.add_with_ids(vectors, np.arange(64) * 10)
+    index = FaissIndex(cells, {10 * row: f"d{row}" for row in range(64)})
+    assert index.approximate  # one cell of four
+    index.replace(["d5"], vectors[:1] * 5)
+    np.testing.assert_array_equal(index.vectors(["d5", "d6"]), [vectors[0] * 5, vectors[6]])
+    assert cells.direct_map.type == faiss.DirectMap.NoMap
+    found = index.search(vectors, 60)  # the one cell holds fewer than 60
+    assert np.isneginf(found.similarities[0, len(found.ids[0]) :]).all()
+
+
+def test_chroma_without_documents_has_no_dimension(store_of):
+    """An empty collection says so; adding documents mends it."""
+    filled = Filled(store_of(STORES["chroma-folder"]), "l2", size=2)
+    filled.store.collection.delete(ids=filled.ids)
+    empty = type(filled.index)(filled.store.collection)
+    assert (len(empty), list(empty.ids()), empty.missing(["a"])) == (0, [], {"a"})
+    with pytest.raises(ValueError, match="is empty: add documents first"):
+        _ = empty.dimension
+
+
+def test_lancedb_takes_the_index_metric(store_of):
+    """A metric other than the index's compares all rows; columns of other types are refused."""
+    filled = Filled(store_of(STORES["lancedb-indexed"]), "cosine")
+    import pyarrow as pa
+
+    kind, table = type(filled.index), filled.store.table
+    other = kind(table, "doc id", "vec", "l2")
+    assert (other.metric, other.approximate) == (Metric.L2, False)
+    filled.metric = "l2"
+    filled.check_search(other, filled.vectors)
+    with pytest.raises(NotImplementedError, match="ids must be strings"):
+        kind(table, "page", "vec")
+    with pytest.raises(NotImplementedError, match="one fixed size"):
+        kind(table, "doc id", "text")
+    half = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(8, np.float16)), 8)
+    import lancedb
+
+    halves = lancedb.connect(filled.store.folder).create_table(
+        "halves", pa.table({"id": ["a"], "vector": half})
+    )
+    with pytest.raises(NotImplementedError, match="lists of float32"):
+        kind(halves)
+
+
+def test_lancedb_similarities_under_a_shortening_index(store_of):
+    """A product-quantised index proposes documents; their similarities are exact."""
+    filled = Filled(store_of(STORES["lancedb"]), "l2")
+    from lancedb.index import IvfPq
+
+    config = IvfPq(distance_type="l2", num_partitions=1, num_sub_vectors=4)
+    filled.store.table.create_index("vec", config=config)
+    assert filled.index.approximate
+    hits = filled.index.search(filled.queries, 10)
+    for query, ids, similarities in zip(filled.queries, *hits, strict=True):
+        exact = -((query - filled.index.vectors(ids)) ** 2).sum(1)
+        np.testing.assert_allclose(similarities, exact, rtol=1e-4)
+
+
+def test_postgres_with_several_rows_for_one_id(store_of):
+    """A node added twice counts, is listed and is found once; replacing writes both rows."""
+    filled = Filled(store_of(STORES["postgres"]), "l2", size=5)
+    connection = filled.store.connection
+    connection.execute('INSERT INTO "Data ""x""" SELECT * FROM "Data ""x""" LIMIT 1')
+    connection.execute('INSERT INTO "Data ""x""" ("Node Id") VALUES (\'without a vector\')')
+    connection.commit()
+    index = filled.index
+    assert len(index) == 5
+    assert sorted(id_ for batch in index.ids() for id_ in batch) == sorted(filled.ids)
+    assert sorted(index.search(filled.queries[:1], 9).ids[0]) == sorted(filled.ids)
+    assert index.missing(["without a vector"]) == {"without a vector"}
+    index.replace(filled.ids, filled.new)
+    rows = connection.execute(
+        'SELECT embedding::text FROM "Data ""x""" WHERE "Node Id" = %s', (filled.ids[0],)
+    ).fetchall()
+    np.testing.assert_array_equal([json.loads(text) for (text,) in rows], filled.new[[0, 0]])
+
+
+def test_postgres_metric_rows_and_types(store_of):
+    """No index gives no metric; `where` takes some rows; a UUID has forms; halves are refused."""
+    filled = Filled(store_of(STORES["postgres"]), "l2", size=5)
+    from psycopg import sql
+
+    connection, kind = filled.store.connection, type(filled.index)
+    with pytest.raises(ValueError, match="0 vector indexes to read a metric from: give metric="):
+        kind(connection, 'Data "x"', "Node Id", "embedding")
+    with pytest.raises(ValueError, match="has no column 'nothing'"):
+        kind(connection, 'Data "x"', "nothing", "embedding", metric="l2")
+    where = sql.SQL('"Node Id" <> {}').format(sql.Literal(filled.ids[0]))
+    some = kind(connection, 'Data "x"', "Node Id", "embedding", metric="l2", where=where)
+    assert (len(some), some.missing(filled.ids)) == (4, {filled.ids[0]})
+    assert len(some.search(filled.queries, 9).ids[0]) == 4
+    with pytest.raises(KeyError, match="no document"):
+        some.replace(filled.ids, filled.new)
+    id_ = "0f5e1ad0-7c3b-4c7f-8f0e-1d2c3b4a5968"
+    connection.execute(
+        "CREATE TEMPORARY TABLE nodes (id uuid, half halfvec(2), v vector);"
+        f"INSERT INTO nodes VALUES ('{id_}', '[1,2]', '[1,2]')"
+    )
+    connection.commit()
+    (schema,) = connection.execute(
+        "SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()"
+    ).fetchone()
+    connection.commit()
+    index = kind(connection, "nodes", "id", "v", schema=schema, metric="dot")
+    assert index.dimension == 2
+    np.testing.assert_array_equal(index.vectors([id_.replace("-", "").upper()]), [[1, 2]])
+    assert index.missing(["no uuid", id_]) == {"no uuid"}
+    with pytest.raises(KeyError, match="'no uuid': ids here are of type uuid"):
+        index.vectors(["no uuid"])
+    with pytest.raises(NotImplementedError, match="halfvec"):
+        kind(connection, "nodes", "id", "half", schema=schema, metric="dot")
+
+
+def test_postgres_joins_an_open_transaction(store_of):
+    """What the caller rolls back was never replaced; without a transaction it is committed."""
+    filled = Filled(store_of(STORES["postgres"]), "dot", size=5)
+    connection = filled.store.connection
+    with connection.transaction(force_rollback=True):
+        filled.index.replace(filled.ids, filled.new)
+    filled.check_vectors(filled.index, filled.vectors)
+    filled.index.replace(filled.ids, filled.new)
+    connection.rollback()
+    filled.check_vectors(filled.index, filled.new)
+
+
+def test_postgres_finds_k_among_dead_rows(store_of):
+    """An updated row's old version fills a graph's candidates: then all rows are compared."""
+    filled = Filled(store_of(STORES["postgres-hnsw"]), "l2", size=2500)
+    filled.index.replace(filled.ids, filled.new)
+    for k in (100, 1500):
+        hits = filled.index.search(filled.queries, k)
+        assert {len(found) for found in hits.ids} == {k}
+
+
+def test_milvus_refuses_ids_of_its_own_and_other_vectors(store_of):
+    """auto_id, a binary vector, and a quantised index."""
+    filled = Filled(store_of(STORES["milvus"]), "l2", size=3)
+    from pymilvus import DataType
+
+    client, kind = filled.store.client, type(filled.index)
+
+    def make(name, vector=DataType.FLOAT_VECTOR, index="FLAT", metric="L2", auto=False):
+        schema = client.create_schema(auto_id=auto)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("vector", vector, dim=8)
+        params = client.prepare_index_params()
+        options = {"nlist": 2} if index.startswith("IVF") else {}
+        params.add_index("vector", index_type=index, metric_type=metric, params=options)
+        client.create_collection(name, schema=schema, index_params=params)
+
+    make("auto", auto=True)
+    with pytest.raises(NotImplementedError, match="makes the ids of 'auto' itself"):
+        kind(client, "auto")
+    with pytest.raises(ValueError, match="'text' is not the primary key"):
+        kind(client, "docs", "text", "vec")
+    make("short", index="IVF_SQ8")
+    with pytest.raises(NotImplementedError, match="IVF_SQ8"):
+        kind(client, "short")
+    make("numbers")
+    rows = [{"id": row, "vector": filled.vectors[row].tolist()} for row in range(3)]
+    client.insert("numbers", rows)
+    index = kind(client, "numbers")
+    assert list(index.ids(2)) == [["0", "1"], ["2"]]
+    assert index.missing(["1", "one", "01"]) == {"one", "01"}
+    np.testing.assert_array_equal(index.vectors(["2", "0"]), filled.vectors[[2, 0]])
+    index.replace(["2"], filled.new[:1])
+    assert index.search(filled.new[:1], 1).ids == [["2"]]

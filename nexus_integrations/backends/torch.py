@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -87,15 +87,15 @@ class TorchBackbone:
             ],
             "prompts": dict(self.model.prompts),
             "max_length": self.max_length,
-            "vocabulary": self.model.tokenizer.get_vocab(),
+            "tokenizer": _tokenizer_settings(self.model.tokenizer),
         }
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Return how many texts are longer than `max_length` word pieces."""
-        # A word piece has at least one character: short texts need no counting.
-        long = [text for text in texts if len(text) > self.max_length - 2]
+        # A character makes few word pieces (a Hangul syllable three): short texts need no counting.
+        long = [text for text in texts if 4 * len(text) > self.max_length - 2]
         if not long or not self.max_length:
             return 0
         with self._lock:
@@ -151,6 +151,16 @@ def _read(folder: Path, device: str) -> SentenceTransformer:
     except Exception as error:
         # Damaged folders fail in many ways, deep in three libraries; to the user they are one.
         raise ValueError(f"{folder} holds no readable model: {error}") from error
+
+
+def _tokenizer_settings(tokenizer: Any) -> object:
+    """Return vocabulary, casing and splitting; a fast tokenizer tells all of it as JSON."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer.get_vocab()
+    settings = json.loads(backend.to_str())
+    # Calls leave their truncation and padding behind; they are no property of the model.
+    return {k: v for k, v in settings.items() if k not in ("truncation", "padding")}
 
 
 def _batches_by_length(texts: Sequence[str]) -> list[list[int]]:

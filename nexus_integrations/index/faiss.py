@@ -22,6 +22,10 @@ except ImportError as error:
 
 _METRICS = {faiss.METRIC_INNER_PRODUCT: Metric.DOT, faiss.METRIC_L2: Metric.L2}
 _FLAT = (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexFlatL2)
+_INSTEAD = (
+    "does not give vectors back as they were stored, or takes no new ones in place: use a flat, "
+    "IVF-flat or HNSW-flat index, or IDMap2 over one"
+)
 
 
 class FaissIndex:
@@ -41,6 +45,8 @@ class FaissIndex:
         type that cannot give its vectors back exactly or take new ones, and `ValueError` when
         `ids` are not exactly those of the stored vectors, each once.
         """
+        if not isinstance(index, faiss.Index):
+            raise NotImplementedError(f"FAISS {type(index).__name__} {_INSTEAD}")
         self.index = index
         # What FAISS casts does not own its memory: it lives as long as the index given.
         self._outer = faiss.downcast_index(index)
@@ -191,10 +197,7 @@ def _storage(inner: Any) -> Any:
     elif type(flat) in _FLAT:
         writable = flat.codes.is_owned
     else:
-        raise NotImplementedError(
-            f"FAISS {type(flat).__name__} does not give vectors back as they were stored, or takes "
-            "no new ones in place: use a flat, IVF-flat or HNSW-flat index, or IDMap2 over one"
-        )
+        raise NotImplementedError(f"FAISS {type(flat).__name__} {_INSTEAD}")
     if not writable:
         raise NotImplementedError(
             f"this FAISS {type(inner).__name__} lies on disk and cannot be changed: read it into "

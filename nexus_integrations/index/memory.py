@@ -42,6 +42,7 @@ class MemoryIndex:
             twice = next(id_ for id_, times in Counter(self._ids).items() if times > 1)
             raise ValueError(f"id {twice!r} occurs more than once")
         check_vectors(self._ids, self._vectors, self.metric)
+        self._squared = np.einsum("ij,ij->i", self._vectors, self._vectors)  # (n,): ‖d‖²
 
     @property
     def dimension(self) -> int:
@@ -71,8 +72,8 @@ class MemoryIndex:
     def search(self, queries: Floats, k: int) -> Hits:
         """Return the k nearest documents of each query, float32 (n_queries, dimension), exactly.
 
-        Equal similarities among those found are ranked by insertion order. Raises `ValueError` for
-        k < 1 and for queries of another dimension.
+        Equal similarities are ranked by insertion order. Raises `ValueError` for k < 1 and for
+        queries of another dimension.
         """
         queries = np.atleast_2d(np.asarray(queries, dtype=np.float32))
         if k < 1:
@@ -86,13 +87,13 @@ class MemoryIndex:
         if self.metric is Metric.COSINE:
             norms = np.linalg.norm(queries, axis=1, keepdims=True)
             queries = queries / np.maximum(norms, np.finfo(np.float32).tiny)
-        best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
-        rows = np.zeros((len(queries), 0), dtype=np.int64)
-        step = max(1, min(len(self._ids), _BLOCK_SCORES // max(1, len(queries))))
+        best = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        rows = np.full((len(queries), k), len(self._ids), dtype=np.int64)
+        step = max(k, _BLOCK_SCORES // max(1, len(queries)))
         for start in range(0, len(self._ids), step):
             block = self._similarities(queries, start, start + step)  # (n_queries, ≤ step)
-            best, rows = _merge_top(best, rows, block, start, k)
-        return Hits([[self._ids[row] for row in found] for found in rows], best)
+            best, rows = _merge_top(best, rows, block, start)
+        return Hits([[self._ids[row] for row in found] for found in rows.tolist()], best)
 
     def replace(self, ids: Sequence[str], vectors: Floats) -> None:
         """Overwrite the vectors of `ids` with float32 (len(ids), dimension).
@@ -110,6 +111,7 @@ class MemoryIndex:
             raise ValueError("an id occurs more than once among those to replace")
         check_vectors(ids, vectors, self.metric)
         self._vectors[rows] = vectors
+        self._squared[rows] = np.einsum("ij,ij->i", vectors, vectors)
 
     def save(self, path: str | Path) -> None:
         """Write ids and vectors as a Parquet file with the columns `id` and `vector`.
@@ -159,10 +161,10 @@ class MemoryIndex:
         block = self._vectors[start:stop]
         scores = queries @ block.T  # (n_queries, n_block)
         if self.metric is Metric.COSINE:
-            scores /= np.linalg.norm(block, axis=1)
+            scores /= np.sqrt(self._squared[start:stop])
         elif self.metric is Metric.L2:
-            squared = np.einsum("ij,ij->i", block, block)
-            scores = 2 * scores - squared - np.einsum("ij,ij->i", queries, queries)[:, None]
+            scores = 2 * scores - self._squared[start:stop]
+            scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
         return np.asarray(scores, dtype=np.float32)
 
 
@@ -184,17 +186,21 @@ def check_vectors(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
             )
 
 
-def _merge_top(
-    best: Floats, rows: Integers, block: Floats, start: int, k: int
-) -> tuple[Floats, Integers]:
+def _merge_top(best: Floats, rows: Integers, block: Floats, start: int) -> tuple[Floats, Integers]:
     """Merge a block's scores, (n_queries, n_block), into the best k so far, sorted, ties by row."""
-    if block.shape[1] > k:
+    k = best.shape[1]
+    if start == 0 and block.shape[1] > k:
+        # At first nothing is known: without a bar to clear, all scores would be candidates.
         found = np.argpartition(block, -k, axis=1)[:, -k:]  # (n_queries, k)
-        scores = np.take_along_axis(block, found, axis=1)
+        bar = np.take_along_axis(block, found, axis=1).min(axis=1, keepdims=True)
+        query, column = np.nonzero(block >= bar)
     else:
-        found = np.broadcast_to(np.arange(block.shape[1]), block.shape)
-        scores = block
-    scores = np.concatenate([best, scores], axis=1)
-    found = np.concatenate([rows, found + start], axis=1)
-    order = np.lexsort((found, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
+        query, column = np.nonzero(block > best[:, -1:])
+    query = np.concatenate([np.repeat(np.arange(len(best)), k), query])
+    scores = np.concatenate([best.ravel(), block[query[best.size :], column]])
+    where = np.concatenate([rows.ravel(), column + start])
+    order = np.lexsort((where, -scores, query))
+    # The first k of each query; each has at least the k it had before.
+    first = np.searchsorted(query[order], np.arange(len(best)))
+    top = order[first[:, None] + np.arange(k)]  # (n_queries, k)
+    return scores[top], where[top]

@@ -22,16 +22,15 @@ _INDEX_TYPES = ("FLAT", "IVF_FLAT", "HNSW", "AUTOINDEX")
 # A server takes messages of 64 MiB and gives at most 16,384 rows to a query.
 _BATCH_FLOATS = 2**22
 _BATCH_SIZE = 1000
-_ITERATOR_ROWS = 16_384
+_QUERY_ROWS = 16_384
 _VARCHAR, _INT64, _FLOAT_VECTOR = 21, 5, 101  # pymilvus.DataType
 
 
 class MilvusIndex:
     """A collection of Milvus with one float vector per entity and ids of your own.
 
-    `replace` is a partial upsert, which needs Milvus 2.6.2 or Milvus Lite. Milvus Lite finds at
-    most what a search returns at once; a server finds at most 16,384 documents (its
-    `quotaAndLimits.limits.topK`) and raises beyond.
+    `replace` is a partial upsert, which needs Milvus 2.6.2 or Milvus Lite. A server finds at most
+    16,384 documents per query (its `quotaAndLimits.limits.topK`), and raises for a larger k.
     """
 
     def __init__(
@@ -102,17 +101,25 @@ class MilvusIndex:
 
     def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:
         """Yield the ids of all stored vectors, at most `batch_size` at a time."""
-        iterator = self.client.query_iterator(
-            self.collection,
-            batch_size=min(batch_size, _ITERATOR_ROWS),
-            output_fields=[self.id_field],
-            consistency_level="Strong",
-        )
-        try:
-            while rows := iterator.next():
-                yield [str(row[self.id_field]) for row in rows]
-        finally:
-            iterator.close()
+        condition = ""
+        while True:
+            # One page by each iterator: going on, it would not escape quotation marks in an id.
+            iterator = self.client.query_iterator(
+                self.collection,
+                batch_size=min(batch_size, _QUERY_ROWS),
+                filter=condition,
+                output_fields=[self.id_field],
+                consistency_level="Strong",
+            )
+            try:
+                rows = iterator.next()  # in the order of the ids
+            finally:
+                iterator.close()
+            if not rows:
+                return
+            yield [str(row[self.id_field]) for row in rows]
+            last = json.dumps(rows[-1][self.id_field], ensure_ascii=False)
+            condition = f"{self.id_field} > {last}"
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         """Return the stored vectors, float32 (len(ids), dimension), in the order asked.
@@ -135,7 +142,7 @@ class MilvusIndex:
         found: list[list[tuple[str, float]]] = []
         # Milvus counts the squared distance down, the others up.
         sign = -1 if self.metric is Metric.L2 else 1
-        for part in slices(len(queries), max(1, _ITERATOR_ROWS // k)):
+        for part in slices(len(queries), max(1, _QUERY_ROWS // k)):
             for hits in self.client.search(
                 self.collection,
                 data=queries[part].tolist(),

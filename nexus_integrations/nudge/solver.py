@@ -23,6 +23,9 @@ GAMMAS: tuple[float, ...] = (
 # fmt: on
 """Our grid for both variants: finer near 0, where the best γ lies once heads are trained."""
 
+# Similarities computed in two ways differ by float32 rounding.
+_ROUNDING = 1e-5
+
 # A document whose query sum deviates from it by less than this share points along it already.
 _PARALLEL = 1e-6
 
@@ -125,17 +128,43 @@ def rankings(
     k = min(k, n + others.shape[1])
     along = queries @ moves.base.T  # (n_queries, n)
     across = queries @ moves.towards.T  # (n_queries, n)
+    candidates = _candidates(along, across, others, moves.weights(max(gammas)), k)
+    empty = candidates < 0
+    places = np.where(empty, 0, candidates)  # (n_queries, n_candidates)
+    along = np.take_along_axis(along, places, axis=1)
+    across = np.take_along_axis(across, places, axis=1)
+    entries = np.concatenate(
+        [candidates, np.broadcast_to(np.arange(n, n + others.shape[1]), others.shape)], axis=1
+    )
     found = np.empty((len(gammas), len(queries), k), dtype=np.int64)
-    scores = np.empty((len(queries), n + others.shape[1]), dtype=np.float32)
-    scores[:, n:] = others
     for number, gamma in enumerate(gammas):
         c, s = moves.weights(gamma)
-        np.multiply(along, c, out=scores[:, :n])
-        scores[:, :n] += across * s
-        top = np.argpartition(scores, -k, axis=1)[:, -k:] if k < scores.shape[1] else None
-        top = np.broadcast_to(np.arange(k), (len(queries), k)) if top is None else top
-        order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
-        found[number] = np.take_along_axis(top, order, axis=1)
+        scores = np.where(empty, -np.inf, c[places] * along + s[places] * across)
+        scores = np.concatenate([scores, others], axis=1)  # (n_queries, n_candidates + n_others)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        found[number] = np.take_along_axis(entries, order, axis=1)
+    return found
+
+
+def _candidates(
+    along: Floats, across: Floats, others: Floats, furthest: tuple[Floats, Floats], k: int
+) -> Integers:
+    """Return the documents that some γ could bring into the top k: int64 (n_queries, width).
+
+    Rows are filled up with −1. `furthest` are the weights at the largest γ: between it and 0 the
+    weight of the base vector only falls and that of the direction only rises, which bounds every
+    similarity from both sides.
+    """
+    c, s = furthest
+    low = np.minimum(along, along * c) + s * np.minimum(across, 0)  # (n_queries, n)
+    sure = np.concatenate([low, others], axis=1)
+    bar = np.partition(sure, -k, axis=1)[:, [-k]]  # k documents are always at least as near
+    high = np.maximum(along, along * c) + s * np.maximum(across, 0)
+    rows, documents = np.nonzero(high >= bar - _ROUNDING)
+    counts = np.bincount(rows, minlength=len(along))
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    found = np.full((len(along), int(counts.max(initial=0))), -1, dtype=np.int64)
+    found[rows, places] = documents
     return found
 
 
