@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from nexus_integrations.data import RetrievalDataset
     from nexus_integrations.evaluation import Comparison, Evaluation
+    from nexus_integrations.nudge import NudgeReport
 
 app = typer.Typer(
     help="Make a private retrieval index answer better, on the machine where it lives.",
@@ -118,6 +119,7 @@ def demo(
             "dendrites": 0 if head is None else head.dendrites,
             "gamma": nudged.gamma,
             "moved": nudged.moved,
+            "written": nudged.written,
             "undone": result.undone,
             "seconds": result.seconds,
             "output": str(output),
@@ -127,9 +129,9 @@ def demo(
             content,
             _stages_table(result.stages),
             _gain_line(result.gain, "ndcg@10"),
-            f"{content['dendrites']} dendrites grew; γ = {nudged.gamma:g} moved {nudged.moved} of "
-            f"{nudged.touched} passages that answer training questions. Undoing the nudge gives "
-            f"the index back bit for bit: {'yes' if result.undone else 'NO'}.",
+            f"{content['dendrites']} dendrites grew. {_nudge_line(nudged)}",
+            f"Undoing the nudge gives the index back bit for bit: "
+            f"{'yes' if result.undone else 'NO'}.",
             f"{total:.0f} s in all ({', '.join(f'{k} {v:.0f}' for k, v in result.seconds.items())})"
             f". The tuned encoder, its state and the plots growth.png and gamma.png are in "
             f"{output}.",
@@ -250,6 +252,17 @@ def nudge(
         float | None, typer.Option(help="How far to move at most; else chosen.", show_default=False)
     ] = None,
     metric: Annotated[str, typer.Option(help="What chooses γ.")] = "ndcg@10",
+    keep: Annotated[
+        Literal["if-better", "always"],
+        typer.Option(help="if-better: write only what helps questions that did not choose γ."),
+    ] = "if-better",
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Ask for a gain that is positive at this confidence.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Put the base vectors back.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the γ curve to this PNG.")] = None,
     as_json: AsJson = False,
@@ -277,7 +290,9 @@ def nudge(
             DendriticEncoder.load(model),
             _dataset(str(train)),
             None if dev is None else _dataset(dev),
-            NudgeConfig(gamma=gamma, metric=metric),
+            NudgeConfig(
+                gamma=gamma, metric=metric, keep=keep, confidence=confidence, dry_run=dry_run
+            ),
             state_dir=state,
         )
         if plot is not None:
@@ -290,16 +305,18 @@ def nudge(
             "queries": report.queries,
             "touched": report.touched,
             "moved": report.moved,
+            "written": report.written,
+            "gain": report.gain,
+            "interval": report.interval,
             "dropped": report.dropped,
             "seconds": report.seconds,
             "state": str(state),
         }
         reporter.result(
             content,
-            f"γ = {report.gamma:g} ({report.chosen_by}): {report.moved} of {report.touched} "
-            f"documents that answer {report.queries} questions moved, in {report.seconds:.1f} s.",
+            _nudge_line(report),
             *_dropped(report.dropped),
-            f"To undo: nexus nudge {vectors} --state {state} --undo",
+            *([f"To undo: nexus nudge {vectors} --state {state} --undo"] if report.written else []),
         )
 
 
@@ -391,6 +408,22 @@ def _gain_line(change: "Comparison", metric: str) -> str:
         f"{low:+.3f} to {high:+.3f}; {change.wins[metric]} questions better, "
         f"{change.losses[metric]} worse, {change.ties[metric]} equal."
     )
+
+
+def _nudge_line(report: "NudgeReport") -> str:
+    judged = ""
+    if report.gain is not None and report.interval is not None:
+        low, high = report.interval
+        judged = (
+            f" Questions that did not choose γ gained {report.gain:+.4f} {report.metric} "
+            f"({low:+.4f} to {high:+.4f})."
+        )
+    if report.written:
+        return (
+            f"γ = {report.gamma:g} ({report.chosen_by}) moved {report.moved} of {report.touched} "
+            f"documents that answer {report.queries} questions, in {report.seconds:.1f} s.{judged}"
+        )
+    return f"The nudge was not written (γ = {report.gamma:g}, {report.chosen_by}).{judged}"
 
 
 def _dropped(count: int) -> list[str]:

@@ -139,9 +139,10 @@ class ChromaStore(MemoryStore):
         client = self.open()
         self.name = f"docs{uuid5(NAMESPACE_OID, str(self.folder)).hex}"
         space = {"dot": "ip"}.get(metric, metric)
+        # Few documents get a graph dense enough to miss none of them.
+        graph = {"ef_search": 400, "max_neighbors": 64} if len(ids) < 1000 else {}
         self.collection = client.create_collection(
-            self.name,
-            configuration={"hnsw": {"space": space, "ef_search": 400, "max_neighbors": 64}},
+            self.name, configuration={"hnsw": {"space": space, **graph}}
         )
         for start in range(0, len(ids), 5000):
             part = ids[start : start + 5000]

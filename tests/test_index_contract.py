@@ -282,9 +282,9 @@ def test_qdrant_folder_is_reopened(store_of):
 
 def test_qdrant_takes_every_form_of_an_id(store_of):
     """A UUID without dashes or in capitals is the stored one, and a number may be an id too."""
+    filled = Filled(store_of(STORES["qdrant"]), "dot", size=3)
     from qdrant_client import models
 
-    filled = Filled(store_of(STORES["qdrant"]), "dot", size=3)
     index, id_ = filled.index, filled.ids[0]
     for form in (id_.replace("-", ""), id_.upper(), f"{{{id_}}}"):
         np.testing.assert_array_equal(index.vectors([form]), filled.vectors[:1])
@@ -303,11 +303,11 @@ def test_qdrant_takes_every_form_of_an_id(store_of):
 
 def test_qdrant_refuses_what_is_not_exact(store_of):
     """Quantised and half-precision vectors, several per point, L1, and a name that is not there."""
+    client = Filled(store_of(STORES["qdrant"]), "dot", size=3).store.client
     from qdrant_client import models
 
     from nexus_integrations.index.qdrant import QdrantIndex
 
-    client = Filled(store_of(STORES["qdrant"]), "dot", size=3).store.client
     scalar = models.ScalarQuantization(scalar=models.ScalarQuantizationConfig(type="int8"))
     several = models.MultiVectorConfig(comparator="max_sim")
     for number, (options, message) in enumerate(
@@ -453,7 +453,8 @@ def test_postgres_with_several_rows_for_one_id(store_of):
     rows = connection.execute(
         'SELECT embedding::text FROM "Data ""x""" WHERE "Node Id" = %s', (filled.ids[0],)
     ).fetchall()
-    np.testing.assert_array_equal([json.loads(text) for (text,) in rows], filled.new[[0, 0]])
+    stored = np.array([json.loads(text) for (text,) in rows], dtype=np.float32)
+    np.testing.assert_array_equal(stored, filled.new[[0, 0]])
 
 
 def test_postgres_metric_rows_and_types(store_of):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from nexus_integrations.index.checks import (
 from nexus_integrations.types import Floats, Hits, Integers, Metric
 
 try:
-    import faiss
+    # Any: the types that FAISS ships leave out much of what it has.
+    faiss: Any = import_module("faiss")
 except ImportError as error:
     raise ImportError('FaissIndex needs FAISS: pip install "nexus-integrations[faiss]"') from error
 

@@ -267,7 +267,7 @@ class PostgresIndex:
     def _fetch(self, statement: str, **values: Any) -> list[Any]:
         return self._execute(sql.SQL(statement).format(**self._parts), values)
 
-    def _execute(self, query: sql.Composable, values: dict[str, Any]) -> list[Any]:
+    def _execute(self, query: "sql.SQL | sql.Composed", values: dict[str, Any]) -> list[Any]:
         with self.connection.transaction():
             cursor = self.connection.execute(query, values)
             return cursor.fetchall() if cursor.description else []

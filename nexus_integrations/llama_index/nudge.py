@@ -1,19 +1,28 @@
 """NUDGE for the vectors of a LlamaIndex index."""
 
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
 from nexus_integrations.foreign import ForeignEncoder
+from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
 from nexus_integrations.llama_index.index import open_index
-from nexus_integrations.nudge.apply import NudgeConfig
+from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
 from nexus_integrations.nudge.postprocessor import Postprocessor
-from nexus_integrations.types import Encoder, VectorIndex
+from nexus_integrations.types import Encoder, Metric, VectorIndex
 
 # Fields of embedding models that change no vector, and secrets, which are renewed.
 _NO_IDENTITY = {"api_key", "device", "embed_batch_size", "max_retries", "num_workers", "timeout"}
@@ -55,6 +64,104 @@ class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStor
     def encoder(self) -> Encoder:
         """The embedding model's encoder."""
         return encoder_of(self.embed_model)
+
+    def as_transformation(self) -> "NudgeTransformation":
+        """Return the last transformation of an `IngestionPipeline`, which nudges nodes.
+
+        It stands behind the embedding model: `transformations=[splitter, embed_model,
+        nudge.as_transformation()]`. Nodes reach the store as nudged; `undo`, `observe` and the rest
+        go on from there with the store itself.
+        """
+        return NudgeTransformation(self)
+
+    def apply_to_nodes(self, nodes: Sequence[BaseNode]) -> NudgeReport | None:
+        """Move the embeddings of nodes before a store sees them, and report.
+
+        Only questions whose documents are all among the nodes count; None where none is left. The
+        store is taken to rank by the cosine, under variant "m" by the dot product: between vectors
+        of length one the order is the same.
+
+        Raises `ValueError` for nodes without an embedding, for nodes that are a part only of what
+        the state has moved, since undoing the rest would be lost, and as `nudge_index` does.
+        """
+        bare = sum(node.embedding is None for node in nodes)
+        if bare:
+            raise ValueError(
+                f"{bare} of {len(nodes)} nodes have no embedding: put the embedding model before "
+                "the nudge in the pipeline's transformations"
+            )
+        by_id = {node.node_id: node for node in nodes}
+        train = _within(self.train, by_id)
+        if train is None:
+            return None
+        state = self._state()
+        moved = [] if state.state is None else state.state.document_ids
+        if elsewhere := sum(id_ not in by_id for id_ in moved):
+            raise ValueError(
+                f"the nudge's state holds {elsewhere} documents that are not among these "
+                f"{len(nodes)} nodes: ingest all of them together, or nudge the store itself after "
+                "ingestion"
+            )
+        metric = Metric.DOT if self.config and self.config.variant == "m" else Metric.COSINE
+        index = MemoryIndex(
+            [node.node_id for node in nodes],
+            np.array([node.get_embedding() for node in nodes], dtype=np.float32),
+            metric,
+        )
+        dev = None if self.dev is None else _within(self.dev, by_id)
+        report = nudge_index(index, self.encoder, train, dev, self.config, state_dir=state)
+        if report.written:
+            touched = list({id_: None for found in train.relevant_docs.values() for id_ in found})
+            for id_, vector in zip(touched, index.vectors(touched).tolist(), strict=True):
+                by_id[id_].embedding = vector
+        return report
+
+
+class NudgeTransformation(TransformComponent):
+    """Nudge nodes within an `IngestionPipeline`, as the last of its transformations.
+
+    The pipeline's cache tells two of them apart by datasets, settings and embedding model. All
+    nodes must come in one run of one process: no `num_workers`.
+    """
+
+    _nudge: NudgePostprocessor = PrivateAttr()
+    _report: NudgeReport | None = PrivateAttr(default=None)
+
+    def __init__(self, nudge: NudgePostprocessor) -> None:
+        super().__init__()
+        self._nudge = nudge
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name by which LlamaIndex writes the class down."""
+        return "NudgeTransformation"
+
+    @property
+    def report(self) -> NudgeReport | None:
+        """What the last run did; None before it, and where no question's documents were there."""
+        return self._report
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Move the nodes' embeddings in place and return the nodes."""
+        self._report = self._nudge.apply_to_nodes(nodes)
+        return nodes
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return what the pipeline's cache keys on: a hash of all that the vectors depend on."""
+        nudge = self._nudge
+        described = [
+            [nudge.encoder.fingerprint, asdict(nudge.config or NudgeConfig())],
+            *([data.queries, data.relevant_docs] for data in (nudge.train, nudge.dev) if data),
+        ]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return {**super().to_dict(**kwargs), "fingerprint": digest}
+
+
+def _within(dataset: RetrievalDataset, ids: Iterable[str]) -> RetrievalDataset | None:
+    """Return the questions whose relevant documents are all among `ids`, None for no question."""
+    known = set(ids)
+    kept = [query for query, found in dataset.relevant_docs.items() if known.issuperset(found)]
+    return dataset.subset(kept) if kept else None
 
 
 def encoder_of(embed_model: BaseEmbedding) -> Encoder:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from nexus_integrations.index.memory import check_vectors
 from nexus_integrations.nudge.state import NudgeState, Observation, StateFiles, content_hashes
-from nexus_integrations.types import Floats, VectorIndex
+from nexus_integrations.types import Floats, Metric, VectorIndex
 
 # How far a stored vector may be from one that was written: stores keep float32, some in other
 # units or after normalising once more.
@@ -40,6 +41,7 @@ class StateFolder:
         self._seen: object = None
         self._lock: FileLock | None = None
         self._unsettled = False
+        self._pending: str | None = None  # an observed document that may not have moved yet
         self._read()
 
     @property
@@ -89,6 +91,8 @@ class StateFolder:
             if state.phase == "undoing":
                 self.undo(index)
                 return True
+            if state.phase == "applied":
+                return self._finish_observation(state, index)
             present = _present(state.document_ids, index)
             index.replace([state.document_ids[row] for row in present], state.targets()[present])
             self._write(_without_idle_documents(replace(state, phase="applied")))
@@ -107,7 +111,7 @@ class StateFolder:
             if self._files is not None:
                 self._files.remove()
                 self._seen = self._files.signature()
-            self._state, self._unsettled = None, False
+            self._state, self._unsettled, self._pending = None, False, None
             return restored
 
     def observe(
@@ -125,7 +129,8 @@ class StateFolder:
         `query` is the question's unit vector, float32 (dimension,); `fingerprint`, where given, is
         that of its encoder, which must be the nudge's. Of `content`, the document's text, a hash
         alone is kept. γ stays. Raises `ValueError` when nothing is nudged yet, the question's id is
-        taken, or the encoder is another, and `KeyError` for an unknown document.
+        taken, the encoder is another or a vector does not fit, and `KeyError` for an unknown
+        document, each before anything is written.
         """
         with self.locked():
             self.finish(index)
@@ -139,21 +144,29 @@ class StateFolder:
                 )
             if query_id in state.query_ids:
                 raise ValueError(f"question {query_id!r} is in the state already")
-            base = None
-            if document_id not in state.rows:
-                base = index.vectors([document_id])[0]
+            vector = np.asarray(query, dtype=np.float32)
+            if vector.shape != state.base.shape[1:] or not np.isfinite(vector).all():
+                raise ValueError(
+                    f"expected a finite question vector of shape {state.base.shape[1:]}, got one "
+                    f"of shape {vector.shape}"
+                )
+            stored = index.vectors([document_id])  # raises for an unknown document
+            check_vectors([document_id], stored, Metric.COSINE)
             observation = Observation(
                 query_id=query_id,
                 document_id=document_id,
                 content_sha256="" if content is None else content_hashes([content])[0],
-                query=np.asarray(query, dtype=np.float32),
-                base=base,
+                query=vector,
+                base=None if document_id in state.rows else stored[0],
             )
+            state = state.with_observations([observation])
+            target = state.target_of(document_id)
             if self._files is not None:
                 self._files.append(observation)
                 self._seen = self._files.signature()
-            self._state = state = state.with_observation(observation)
-            index.replace([document_id], state.target_of(document_id)[None])
+            self._state, self._unsettled, self._pending = state, True, document_id
+            index.replace([document_id], target[None])
+            self._unsettled, self._pending = False, None
 
     def forget(self, index: VectorIndex, which: Callable[[str], bool]) -> int:
         """Remove the influence of every question whose id `which` accepts; return their number.
@@ -226,23 +239,50 @@ class StateFolder:
             self._write(replace(remaining, phase="applied"))
             return counts
 
+    def _finish_observation(self, state: NudgeState, index: VectorIndex) -> bool:
+        """Move the last observed document unless it has moved; return whether it had not.
+
+        All others have, for every observation finishes the one before it. One that was ingested
+        anew since, with another text, is left to `refresh`.
+        """
+        id_ = self._pending
+        waiting = False
+        if id_ is not None and not index.missing([id_]):
+            stored, target = index.vectors([id_])[0], state.target_of(id_)
+            before = state.with_queries(range(len(state.query_ids) - 1)).target_of(id_)
+            waiting = _same(stored, before) or _same(stored, state.base[state.rows[id_]])
+            if waiting:
+                index.replace([id_], target[None])
+        self._unsettled, self._pending = False, None
+        return waiting
+
     def _write(self, state: NudgeState) -> None:
         if self._files is not None:
             self._files.write(state)
             self._seen = self._files.signature()
-        self._state = state
+        self._state, self._pending = state, None
         self._unsettled = state.phase != "applied"
 
     def _read(self) -> None:
         """Read the files unless they are as this object last saw or wrote them."""
-        if self._files is None or self._files.signature() == self._seen:
+        if self._files is None:
             return
-        self._state, observed = self._files.read()
-        # The last observation on disk may be missing in the store; the process that knew is gone.
-        self._unsettled = self._state is not None and (
-            self._state.phase != "applied" or observed > 0
-        )
-        self._seen = self._files.signature()
+        seen = self._files.signature()
+        while seen != self._seen:
+            try:
+                state, observed = self._files.read()
+            except ValueError:
+                # Without the lock, another process may have replaced files while they were read.
+                if (now := self._files.signature()) == seen:
+                    raise
+                seen = now
+                continue
+            # The last observation on disk may be missing in the store: the process that knew is
+            # gone, or is another one.
+            self._state, self._pending, self._seen = state, observed, seen
+            self._unsettled = state is not None and (
+                state.phase != "applied" or observed is not None
+            )
 
 
 def restore(state: NudgeState, index: VectorIndex) -> int:

@@ -1,12 +1,13 @@
 """The durable record of what a nudge moved, from which it is finished, undone or done again.
 
 A state folder holds `state.json`, one safetensors file that it names, and, where questions were
-observed since, a journal of theirs that belongs to that file. A new state is written under new
-names first and `state.json` is replaced in one step, so that a folder is always one whole state:
-the old or the new one. It holds ids, hashes and vectors, never text.
+observed since, a journal of theirs that belongs to this `state.json` alone. A new state is written
+under new names first and `state.json` is replaced in one step, so that a folder is always one whole
+state: the old or the new one. It holds ids, hashes and vectors, never text.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -96,21 +97,22 @@ class NudgeState:
         moved: Floats = self._moved(self.base[[row]], sums)[0]
         return moved
 
-    def with_observation(self, observation: Observation) -> "NudgeState":
-        """Return the state with one more question."""
-        state = self
-        if observation.base is not None:
-            state = replace(
-                self,
-                document_ids=[*self.document_ids, observation.document_id],
-                content_sha256=[*self.content_sha256, observation.content_sha256],
-                base=np.concatenate([self.base, observation.base[None]]),
-            )
+    def with_observations(self, observations: Sequence[Observation]) -> "NudgeState":
+        """Return the state with these questions more, in their order."""
+        if not observations:
+            return self
+        moved = [(new, new.base) for new in observations if new.base is not None]
+        state = replace(
+            self,
+            document_ids=[*self.document_ids, *(new.document_id for new, _ in moved)],
+            content_sha256=[*self.content_sha256, *(new.content_sha256 for new, _ in moved)],
+            base=np.concatenate([self.base, *(base[None] for _, base in moved)]),
+        )
         return replace(
             state,
-            query_ids=[*self.query_ids, observation.query_id],
-            queries=np.concatenate([self.queries, observation.query[None]]),
-            answers=[*self.answers, [state.rows[observation.document_id]]],
+            query_ids=[*self.query_ids, *(new.query_id for new in observations)],
+            queries=np.concatenate([self.queries, *(new.query[None] for new in observations)]),
+            answers=[*self.answers, *([state.rows[new.document_id]] for new in observations)],
         )
 
     def with_queries(self, kept: Sequence[int]) -> "NudgeState":
@@ -152,7 +154,9 @@ class StateFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._vectors: str | None = None  # the name of the tensors' file that is in force
+        # The names of the files that belong to `state.json`; both None when there is none.
+        self._vectors: str | None = None
+        self._journal: str | None = None
 
     def signature(self) -> object:
         """Return what changes whenever the state on disk does; None when there is no state."""
@@ -188,14 +192,17 @@ class StateFiles:
             "query_ids": state.query_ids,
             "answers": state.answers,
         }
-        content["sha256"] = _digest_of(content)
+        content["sha256"] = whole = _digest_of(content)
         _write_synced(self.folder, _FILE, json.dumps(content, ensure_ascii=False).encode())
-        self._vectors = name
+        self._vectors, self._journal = name, _journal(whole)
         self.sweep()
 
     def append(self, observation: Observation) -> None:
-        """Add one observation to the journal, synced to disk before the call returns."""
-        assert self._vectors is not None, "observations belong to a state"
+        """Add one observation to the journal, synced to disk before the call returns.
+
+        When that fails the journal is as it was.
+        """
+        assert self._journal is not None, "observations belong to a state"
         line = json.dumps(
             {
                 "query_id": observation.query_id,
@@ -205,27 +212,31 @@ class StateFiles:
                 "base": None if observation.base is None else _encoded(observation.base),
             },
             ensure_ascii=False,
-        )
-        path = self.folder / _journal(self._vectors)
-        existed = path.exists()
-        if existed and not (journal := path.read_bytes()).endswith(b"\n"):
-            os.truncate(path, journal.rfind(b"\n") + 1)  # a line that was never finished
-        with path.open("ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if not existed:
-            _sync_folder(self.folder)
+        ).encode()
+        path = self.folder / self._journal
+        whole = _whole_lines(path)
+        try:
+            with path.open("ab") as file:
+                file.truncate(whole)  # a line that was never finished
+                file.write(line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if not whole:
+                _sync_folder(self.folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.truncate(path, whole)
+            raise
 
-    def read(self) -> tuple[NudgeState | None, int]:
-        """Return the folder's state, or None, and how many observations its journal added.
+    def read(self) -> tuple[NudgeState | None, str | None]:
+        """Return the folder's state, or None, and the document of its journal's last observation.
 
         Raises `ValueError` for a state that is damaged, was altered, or has another format.
         """
         path = self.folder / _FILE
         if not path.exists():
-            self._vectors = None
-            return None, 0
+            self._vectors = self._journal = None
+            return None, None
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT or content["version"] != _VERSION:
@@ -233,7 +244,8 @@ class StateFiles:
                     f"{path} has format {content['format']} {content['version']}, expected "
                     f"{_FORMAT} {_VERSION}"
                 )
-            if content.pop("sha256") != _digest_of(content):
+            digest = content.pop("sha256")
+            if digest != _digest_of(content):
                 raise ValueError(f"{path} was altered: its SHA-256 differs")
             data = (self.folder / content["vectors"]).read_bytes()
             if hashlib.sha256(data).hexdigest() != content["vectors_sha256"]:
@@ -250,26 +262,25 @@ class StateFiles:
                 state.answers
             ):
                 raise ValueError(f"the nudge state in {self.folder} is damaged: parts do not fit")
-            observations = self._observations(content["vectors"])
-            for observation in observations:
-                state = state.with_observation(observation)
+            observations = self._observations(_journal(digest))
+            state = state.with_observations(observations)
         except (
             *(KeyError, TypeError, AttributeError, OSError),
             *(json.JSONDecodeError, UnicodeDecodeError, SafetensorError),
         ) as error:
             raise ValueError(f"the nudge state in {self.folder} is damaged: {error!r}") from None
-        self._vectors = content["vectors"]
-        return state, len(observations)
+        self._vectors, self._journal = content["vectors"], _journal(digest)
+        return state, observations[-1].document_id if observations else None
 
     def remove(self) -> None:
         """Remove the state: first the file that makes it one."""
         (self.folder / _FILE).unlink()
         _sync_folder(self.folder)
-        self._vectors = None
+        self._vectors = self._journal = None
         self.sweep()
 
-    def _observations(self, vectors: str) -> list[Observation]:
-        path = self.folder / _journal(vectors)
+    def _observations(self, journal: str) -> list[Observation]:
+        path = self.folder / journal
         if not path.exists():
             return []
         found = []
@@ -289,7 +300,7 @@ class StateFiles:
 
     def sweep(self) -> None:
         """Remove what belongs to earlier states, drafts of interrupted writes included."""
-        kept = set() if self._vectors is None else {self._vectors, _journal(self._vectors)}
+        kept = {self._vectors, self._journal}
         patterns = ("vectors-*.safetensors", "observed-*.jsonl", ".vectors-*", f".{_FILE}-*")
         for pattern in patterns:
             for path in self.folder.glob(pattern):
@@ -315,9 +326,26 @@ def content_hashes(texts: Sequence[str]) -> list[str]:
     return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
 
 
-def _journal(vectors: str) -> str:
-    """The journal's name follows from the vectors it adds to: a new state has an empty one."""
-    return vectors.replace("vectors-", "observed-").replace(".safetensors", ".jsonl")
+def _journal(digest: str) -> str:
+    """The journal's name follows from what `state.json` holds, so that a new state has none yet.
+
+    It cannot follow from the vectors alone: forgetting what was observed brings old ones back.
+    """
+    return f"observed-{digest[:16]}.jsonl"
+
+
+def _whole_lines(path: Path) -> int:
+    """Return the length of a journal up to the end of its last finished line, 0 without a file."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return 0
+        file.seek(size - 1)
+        if file.read() == b"\n":
+            return size
+    return path.read_bytes().rfind(b"\n") + 1
 
 
 def _digest_of(content: dict[str, Any]) -> str:
