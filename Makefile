@@ -4,14 +4,19 @@ BIN := .venv/bin
 # Threads that spin while they wait make a busy machine many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check clean
+.PHONY: demo test test-milvus check clean
 
 demo: .venv/installed-demo
 	$(BIN)/nexus demo --output nexus-demo
 
 # The whole suite: style, types, tests. CI runs exactly this.
-test: check
+test: check test-milvus
 	$(BIN)/python -m pytest
+
+# LlamaIndex's Milvus store wants pymilvus<3, LangChain's wants 3: the former has an environment of
+# its own, which finds everything else in .venv.
+test-milvus: .venv/installed-milvus
+	.venv/milvus/bin/python -m pytest tests/test_llama_index_stores.py -k milvus
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
@@ -28,5 +33,13 @@ check: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+.venv/installed-milvus: .venv/installed-dev
+	$(PYTHON) -m venv .venv/milvus
+	.venv/milvus/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		'llama-index-vector-stores-milvus==1.2.0' 'pymilvus>=2.6,<3'
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(.venv/milvus/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_main.pth"
+	touch $@
+
 clean:
-	rm -rf .venv nexus-demo build dist *.egg-info
+	rm -rf .venv nexus-demo build dist

@@ -16,10 +16,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# Threads that spin while they wait make a busy machine many times slower. OpenMP reads this when
-# torch is imported, which is later.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # What each command works with is imported when it runs, so that --help answers at once.
 if TYPE_CHECKING:
     from nexus_integrations.data import RetrievalDataset
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
     from nexus_integrations.nudge import NudgeReport
 
 app = typer.Typer(
-    help="Make a private retrieval index answer better, on the machine where it lives.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -87,6 +82,14 @@ def _reported_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         _errors.print("stopped")
         raise typer.Exit(1) from None
+
+
+@app.callback()
+def nexus() -> None:
+    """Make a private retrieval index answer better, on the machine where it lives."""
+    # Threads that spin while they wait make a busy machine many times slower. OpenMP reads this
+    # when torch is imported, which the commands do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @app.command()

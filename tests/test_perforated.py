@@ -212,7 +212,7 @@ perforated.grow(
         parent.wait()
         parent.stdout.close()
     assert wait_until(lambda: ended(child) or _is_zombie(child))
-    assert wait_until(lambda: not list(temporary.glob("nexus-dendrites-*")), seconds=5)
+    assert wait_until(lambda: not list(temporary.glob("nexus-dendrites-*")), seconds=60)
 
 
 def _is_zombie(pid: int) -> bool:

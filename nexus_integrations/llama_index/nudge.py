@@ -111,7 +111,7 @@ class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStor
         dev = None if self.dev is None else _within(self.dev, by_id)
         report = nudge_index(index, self.encoder, train, dev, self.config, state_dir=state)
         if report.written:
-            touched = list({id_: None for found in train.relevant_docs.values() for id_ in found})
+            touched = list({id_ for found in train.relevant_docs.values() for id_ in found})
             for id_, vector in zip(touched, index.vectors(touched).tolist(), strict=True):
                 by_id[id_].embedding = vector
         return report

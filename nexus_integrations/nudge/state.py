@@ -192,9 +192,9 @@ class StateFiles:
             "query_ids": state.query_ids,
             "answers": state.answers,
         }
-        content["sha256"] = whole = _digest_of(content)
+        content["sha256"] = seal = _digest_of(content)
         _write_synced(self.folder, _FILE, json.dumps(content, ensure_ascii=False).encode())
-        self._vectors, self._journal = name, _journal(whole)
+        self._vectors, self._journal = name, _journal(seal)
         self.sweep()
 
     def append(self, observation: Observation) -> None:

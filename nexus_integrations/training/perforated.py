@@ -212,7 +212,7 @@ def run_child() -> None:
 
 def _take_over_streams() -> IO[bytes]:
     """Keep the two pipes for ourselves; all else that reads or prints gets nothing or the log."""
-    lifeline, events = os.dup(0), os.fdopen(os.dup(1), "wb")
+    lifeline, events, folder = os.dup(0), os.fdopen(os.dup(1), "wb"), os.getcwd()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # the parent opened 2 on the log
@@ -220,7 +220,10 @@ def _take_over_streams() -> IO[bytes]:
 
     def end_with_parent() -> None:
         os.read(lifeline, 1)  # returns when the parent closes the pipe or dies
-        shutil.rmtree(os.getcwd(), ignore_errors=True)
+        for _ in range(100):  # training goes on beside this and may just be writing a file
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
