@@ -212,6 +212,8 @@ def live(
     parent.send(found)
     folder = StateFolder(state_dir)
     while True:
+        if choose.random() < 0.5:  # as the frameworks do, which open it for every operation
+            folder = StateFolder(state_dir)
         step = _next_step(learned, choose)
         parent.send(step)
         begun = perf_counter()
@@ -265,9 +267,14 @@ def _next_step(learned: Learned, choose: random.Random) -> Step:
         after = Learned(choose.choice([0.05, 0.1, 0.3]), questions)
     elif operation == "observe":
         id_, (row, answers) = _question(choose)
+        if choose.random() < 0.5:  # a document that has moved already
+            row = choose.choice([row for row, _ in learned.questions.values()])
+            answers = [row]
         after = replace(learned, questions={**learned.questions, id_: (row, answers[:1])})
     elif operation == "forget":
         gone = choose.sample(list(learned.questions), choose.randint(1, len(learned.questions)))
+        if choose.random() < 0.5:  # the last one, which may be in the journal
+            gone = list(learned.questions)[-1:]
         kept = {id_: found for id_, found in learned.questions.items() if id_ not in gone}
         after = replace(learned, questions=kept)
     return Step(operation, learned, after)

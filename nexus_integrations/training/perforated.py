@@ -20,7 +20,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -175,11 +175,15 @@ def _search_path() -> str:
 
 def run_child() -> None:
     """Do the job in the working directory; called in a fresh interpreter by `grow`."""
-    events = _take_over_streams()
+    folder = os.getcwd()
+    events = _take_over_streams(folder)
 
     def emit(event: str, **content: Any) -> None:
-        events.write(json.dumps({"event": event, **content}).encode() + b"\n")
-        events.flush()
+        try:
+            events.write(json.dumps({"event": event, **content}).encode() + b"\n")
+            events.flush()
+        except OSError:  # nobody listens any more
+            _vanish(folder)
 
     job = json.loads(Path("job.json").read_text())
     torch.set_num_threads(job["threads"])
@@ -210,9 +214,9 @@ def run_child() -> None:
         emit("done")
 
 
-def _take_over_streams() -> IO[bytes]:
+def _take_over_streams(folder: str) -> IO[bytes]:
     """Keep the two pipes for ourselves; all else that reads or prints gets nothing or the log."""
-    lifeline, events, folder = os.dup(0), os.fdopen(os.dup(1), "wb"), os.getcwd()
+    lifeline, events = os.dup(0), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)  # the parent opened 2 on the log
@@ -220,14 +224,19 @@ def _take_over_streams() -> IO[bytes]:
 
     def end_with_parent() -> None:
         os.read(lifeline, 1)  # returns when the parent closes the pipe or dies
-        for _ in range(100):  # training goes on beside this and may just be writing a file
-            shutil.rmtree(folder, ignore_errors=True)
-            if not os.path.exists(folder):
-                break
-        os._exit(1)
+        _vanish(folder)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     return events
+
+
+def _vanish(folder: str) -> NoReturn:
+    """End this process and leave nothing behind; training may just be writing a file."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            break
+    os._exit(1)
 
 
 def _grow_in_child(
