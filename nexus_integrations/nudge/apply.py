@@ -160,6 +160,11 @@ def nudge_index(
         if not config.dry_run:
             folder.undo(index)
         touched = list(dict.fromkeys(d for found in train.relevant_docs.values() for d in found))
+        texts = [train.corpus[id_] for id_ in touched]
+        if folder.state is not None:  # a dry run beside a nudge, whose documents it sees at rest
+            others = [id_ for id_ in folder.state.document_ids if id_ not in set(touched)]
+            gone = index.missing(others)
+            touched += [id_ for id_ in others if id_ not in gone]
         rows = {id_: row for row, id_ in enumerate(touched)}
         base = _base_vectors(touched, index, folder)
         check_vectors(touched, base, Metric.COSINE)
@@ -171,7 +176,7 @@ def nudge_index(
             metric=index.metric.value,
             fingerprint=encoder.fingerprint,
             document_ids=touched,
-            content_sha256=content_hashes([train.corpus[id_] for id_ in touched]),
+            content_sha256=content_hashes(texts),
             query_ids=list(train.queries),
             answers=[[rows[id_] for id_ in found] for found in train.relevant_docs.values()],
             base=base,
@@ -192,8 +197,8 @@ def choose_gamma_again(
     """Choose γ anew for the questions that the state holds now, and move the documents to it.
 
     For a nudge that has learned from use, or forgotten: the state has all that is needed, so no
-    training set is given and nothing but `dev` is encoded. Raises `ValueError` when nothing is
-    nudged, and as `nudge_index` does.
+    training set is given and nothing but `dev` is encoded. A γ that does not help is not written:
+    the nudge stays as it is. Raises `ValueError` when nothing is nudged, and as `nudge_index` does.
     """
     begun = perf_counter()
     folder = state_dir if isinstance(state_dir, StateFolder) else StateFolder(state_dir)
@@ -244,8 +249,6 @@ def _carry_out(
     written = better and moved > 0 and not config.dry_run
     if written:
         folder.apply(planned, targets, index)
-    elif not config.dry_run:
-        folder.undo(index)
     return NudgeReport(
         gamma=planned.gamma,
         variant=config.variant,
@@ -253,7 +256,7 @@ def _carry_out(
         chosen_by=chosen_by,
         curve=curve,
         queries=len(planned.query_ids),
-        touched=len(planned.document_ids),
+        touched=len({row for found in planned.answers for row in found}),
         moved=moved if written or config.dry_run else 0,
         dropped=dropped,
         gain=gain,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from nexus_integrations.index.memory import check_vectors
 from nexus_integrations.nudge.state import NudgeState, Observation, StateFiles, content_hashes
@@ -101,9 +102,12 @@ class StateFolder:
     def undo(self, index: VectorIndex) -> int:
         """Put the base vectors back, forget the state, and return how many were put back.
 
-        Documents that were deleted from the store since are passed over.
+        Documents that were deleted from the store since, or ingested anew with another text, are
+        passed over.
         """
         with self.locked():
+            if self._state is not None and self._state.phase != "undoing":
+                self.finish(index)  # afterwards a vector is a target, or not ours
             if self._state is None:
                 return 0
             self._write(replace(self._state, phase="undoing"))
@@ -203,7 +207,8 @@ class StateFolder:
 
         A document that the store no longer holds drops out of the state. So does one whose text
         changed, told by the hash of its text in `corpus`, or, without that, by a stored vector that
-        is neither its base nor its target; its new vector stays. A document that was ingested again
+        is neither its base nor its target; its new vector stays, and a moved one goes back to its
+        base. A document that was ingested again
         unchanged is moved again. Returns the counts "deleted", "changed" and "moved".
         """
         with self.locked():
@@ -216,22 +221,26 @@ class StateFolder:
             counts["deleted"] = len(state.document_ids) - len(present)
             stored = index.vectors([state.document_ids[row] for row in present])
             targets = state.targets()
+            bases = _same(stored, state.base[present]).tolist()
+            moved = _same(stored, targets[present]).tolist()
             kept: list[int] = []
             again: list[int] = []
-            for row, vector in zip(present, stored, strict=True):
+            for row, is_base, is_target in zip(present, bases, moved, strict=True):
                 id_ = state.document_ids[row]
-                is_base, is_target = _same(vector, state.base[row]), _same(vector, targets[row])
                 if corpus is not None and id_ in corpus and state.content_sha256[row]:
                     changed = content_hashes([corpus[id_]])[0] != state.content_sha256[row]
                 else:
                     changed = not (is_base or is_target)
                 if changed:
                     counts["changed"] += 1
+                    if is_target:  # its text changed, its vector did not
+                        targets[row] = state.base[row]
+                        again.append(row)
                     continue
                 kept.append(row)
                 if not is_target:
                     again.append(row)
-            counts["moved"] = len(again)
+                    counts["moved"] += 1
             ids = [state.document_ids[row] for row in again]
             remaining = state.with_documents(kept)
             self._write(replace(remaining, phase="applying"))
@@ -248,9 +257,10 @@ class StateFolder:
         id_ = self._pending
         waiting = False
         if id_ is not None and not index.missing([id_]):
-            stored, target = index.vectors([id_])[0], state.target_of(id_)
+            stored, target = index.vectors([id_]), state.target_of(id_)
             before = state.with_queries(range(len(state.query_ids) - 1)).target_of(id_)
-            waiting = _same(stored, before) or _same(stored, state.base[state.rows[id_]])
+            base = state.base[state.rows[id_]]
+            waiting = bool(_same(stored, before[None])[0] or _same(stored, base[None])[0])
             if waiting:
                 index.replace([id_], target[None])
         self._unsettled, self._pending = False, None
@@ -286,10 +296,16 @@ class StateFolder:
 
 
 def restore(state: NudgeState, index: VectorIndex) -> int:
-    """Write the base vectors to `index`, and return how many documents it still holds."""
+    """Write the base vectors of documents that hold their target; return how many now hold them.
+
+    A document with another vector than its base or its target was embedded anew since.
+    """
     present = _present(state.document_ids, index)
-    index.replace([state.document_ids[row] for row in present], state.base[present])
-    return len(present)
+    stored = index.vectors([state.document_ids[row] for row in present])
+    ours = _same(stored, state.targets()[present]) | _same(stored, state.base[present])
+    rows = [row for row, own in zip(present, ours.tolist(), strict=True) if own]
+    index.replace([state.document_ids[row] for row in rows], state.base[rows])
+    return len(rows)
 
 
 def _present(
@@ -306,5 +322,8 @@ def _without_idle_documents(state: NudgeState) -> NudgeState:
     return state.with_documents(sorted({row for found in state.answers for row in found}))
 
 
-def _same(one: Floats, other: Floats) -> bool:
-    return float(np.linalg.norm(one - other)) <= _SAME * float(np.linalg.norm(other))
+def _same(stored: Floats, written: Floats) -> NDArray[np.bool_]:
+    """Tell which rows, (n, dimension), the store gives back as they were written: bool (n,)."""
+    apart = np.linalg.norm(stored - written, axis=1)
+    same: NDArray[np.bool_] = apart <= _SAME * np.linalg.norm(written, axis=1)
+    return same

