@@ -188,8 +188,9 @@ class PostgresIndex:
     def search(self, queries: Floats, k: int) -> Hits:
         """Return the k nearest documents of each query, float32 (n_queries, dimension).
 
-        A vector index looks through k candidates or more, at most 1000; when it finds fewer than k
-        documents, all rows are compared.
+        A vector index looks through k candidates or more, at most 1000. Where these hold too few
+        documents, for old versions of updated rows are among them, an HNSW index goes on (pgvector
+        0.8 or later); when that finds fewer than k as well, all rows are compared.
         """
         queries = check_queries(queries, k, self.dimension)
         indexed = self.approximate
@@ -207,6 +208,13 @@ class PostgresIndex:
                     "coalesce(current_setting('hnsw.ef_search', true), '40')::int)::text, true)",
                     k=min(k, _MOST_CANDIDATES),
                 )
+                if k <= _MOST_CANDIDATES:
+                    # The settings of an extension are listed once its library is loaded, by a cast.
+                    self._fetch("SELECT '[0]'::vector")
+                    self._fetch(
+                        "SELECT set_config(name, 'strict_order', true) FROM pg_settings "
+                        "WHERE name = 'hnsw.iterative_scan' AND setting = 'off'"
+                    )
             for query in queries:
                 text = json.dumps(query.tolist())
                 rows = self._fetch(nearest, query=text, k=k)
