@@ -7,6 +7,7 @@ a dataset that can be trained on.
 
 import csv
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,13 +149,15 @@ class RetrievalDataset:
         """Read (question, answer) pairs, where an answer is a `Document`, an id, or a list of them.
 
         `documents` is the rest of the corpus; ids in the pairs refer to it. A `Document` without an
-        id takes its content as one, so that equal contents are one document. Equal questions
-        become one query with the answers of all.
+        id goes by the SHA-256 of its content, so that equal contents are one document. Equal
+        questions become one query with the answers of all.
         """
         corpus: dict[str, str] = {}
 
         def add(document: Any) -> str:
-            id_ = document.id if document.id is not None else document.page_content
+            id_ = document.id
+            if id_ is None:  # ids are kept in states and reports, where no text belongs
+                id_ = "sha256-" + hashlib.sha256(document.page_content.encode()).hexdigest()
             if corpus.setdefault(id_, document.page_content) != document.page_content:
                 raise ValueError(f"two documents with different contents have the id {id_!r}")
             return str(id_)

@@ -1,6 +1,7 @@
 """Reading, checking, splitting and writing datasets."""
 
 import gzip
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -249,12 +250,13 @@ class TestFromLangchain:
         assert dataset.corpus == {"d2": "in room 4", "d1": "the head nurse signs"}
         assert dataset.relevant_docs == {"q0": ["d1", "d2"], "q1": ["d2", "d1"]}
 
-    def test_contents_serve_as_ids(self, document):
-        """Two documents without an id and with one content are one document."""
+    def test_content_hashes_serve_as_ids(self, document):
+        """Two documents without an id and with one content are one document; no id tells it."""
         pairs = [("a?", document(page_content="same")), ("b?", document(page_content="same"))]
         dataset = RetrievalDataset.from_langchain(pairs)
-        assert dataset.corpus == {"same": "same"}
-        assert dataset.relevant_docs == {"q0": ["same"], "q1": ["same"]}
+        id_ = f"sha256-{hashlib.sha256(b'same').hexdigest()}"
+        assert dataset.corpus == {id_: "same"}
+        assert dataset.relevant_docs == {"q0": [id_], "q1": [id_]}
 
     def test_one_id_with_two_contents_is_refused(self, document):
         """An id names one document."""
