@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from time import perf_counter, sleep
 
 import numpy as np
@@ -28,13 +29,13 @@ CASES = ("ours", "nudge-ft, memory-saving", "nudge-ft, default")
 class GivenVectors:
     """An encoder of queries whose vectors are given: the text is the row number."""
 
-    dimension = DIMENSION
     fingerprint = "given"
 
     def __init__(self, vectors: Floats) -> None:
         self._vectors = vectors
+        self.dimension = int(vectors.shape[1])
 
-    def encode_queries(self, texts: list[str]) -> Floats:
+    def encode_queries(self, texts: Sequence[str]) -> Floats:
         """Return the rows that the texts name."""
         return self._vectors[[int(text) for text in texts]]
 

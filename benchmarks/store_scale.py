@@ -21,7 +21,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -49,7 +49,7 @@ class WatchedIndex:
     def __init__(self, index: VectorIndex, touched: Sequence[str]) -> None:
         self._index = index
         self._touched = set(touched)
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.rows_read = 0
 
     @property
@@ -131,7 +131,6 @@ def _measure(store: str, size: int, folder: Path, options: argparse.Namespace) -
     documents, questions, answers = _random(size, options)
     ids = [f"doc {row}" for row in range(size)]
     encoder = GivenVectors(questions)
-    encoder.dimension = options.dimension
     named = {ids[row]: ids[row] for row in set(answers)}
     train, dev = (
         RetrievalDataset(
@@ -191,7 +190,7 @@ def _random(size: int, options: argparse.Namespace) -> tuple[Floats, Floats, lis
     """Return documents and questions, training before dev, as unit rows; and the answers' rows."""
     rng = np.random.default_rng(0)
     # Variance falls off as 1/rank, roughly as it does in embeddings of text: there are neighbours.
-    spread = np.arange(1, options.dimension + 1, dtype=np.float32) ** -0.5  # (dimension,)
+    spread = (np.arange(options.dimension) + 1.0).astype(np.float32) ** np.float32(-0.5)
 
     def draw(rows: int) -> Floats:
         return _unit(rng.standard_normal((rows, options.dimension), dtype=np.float32) * spread)

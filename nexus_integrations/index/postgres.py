@@ -213,7 +213,7 @@ class PostgresIndex:
                     self._fetch("SELECT '[0]'::vector")
                     self._fetch(
                         "SELECT set_config(name, 'strict_order', true) FROM pg_settings "
-                        "WHERE name = 'hnsw.iterative_scan' AND setting = 'off'"
+                        "WHERE name = 'hnsw.iterative_scan'"
                     )
             for query in queries:
                 text = json.dumps(query.tolist())
