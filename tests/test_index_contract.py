@@ -98,7 +98,11 @@ class Filled:
         np.testing.assert_allclose(index.vectors(self.ids), self.stored(vectors), atol=1e-6)
 
     def check_search(self, index, vectors, k=10):
-        """Ids and similarities of the k best are those of a full sort in float64."""
+        """Ids and similarities of the k best are those of a full sort in float64.
+
+        A graph may miss a document now and then, above all after updates: of what it finds every
+        similarity must be right, and hardly any of the best may be missing.
+        """
         d, q = self.stored(vectors).astype(np.float64), self.queries.astype(np.float64)
         if self.metric == "dot":
             exact = q @ d.T
@@ -108,10 +112,18 @@ class Filled:
             exact = -((q[:, None] - d[None]) ** 2).sum(2)
         order = np.argsort(-exact, axis=1)[:, :k]
         hits = index.search(self.queries, k)
-        assert hits.ids == [[self.ids[row] for row in found] for found in order]
         assert hits.similarities.dtype == np.float32
-        best = np.take_along_axis(exact, order, axis=1)
-        np.testing.assert_allclose(hits.similarities, best, rtol=1e-4, atol=1e-5)
+        best = [[self.ids[row] for row in found] for found in order]
+        if index.approximate and hits.ids != best:
+            pairs = zip(hits.ids, best, strict=True)
+            common = sum(len(set(found) & set(wanted)) for found, wanted in pairs)
+            assert common >= 0.97 * order.size
+            rows = {id_: row for row, id_ in enumerate(self.ids)}
+            order = np.array([[rows[id_] for id_ in found] for found in hits.ids])
+        else:
+            assert hits.ids == best
+        values = np.take_along_axis(exact, order, axis=1)
+        np.testing.assert_allclose(hits.similarities, values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
