@@ -130,6 +130,9 @@ def test_demo_writes_what_it_says(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {
         *("encoder", "state", "vectors.parquet", "growth.png", "gamma.png")
     }
+    # Once more into the same folder, with another encoder than the state there knows.
+    status, _, error = run("demo", "-o", tmp_path, "--dendrites", 0, "--seed", 1, "--json")
+    assert status == 0, error
 
 
 @pytest.mark.parametrize(

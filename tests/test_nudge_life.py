@@ -510,6 +510,16 @@ def test_a_nudge_that_does_not_help_is_not_written(toy, tmp_path):
     assert (report.folder.state, files(tmp_path)) == (None, {})
 
 
+def test_a_grid_without_zero_is_judged_against_the_unmoved_index(toy, tmp_path):
+    """With γ = .4 alone to choose, two questions gain 1 and one loses 1: the gain is 1/3."""
+    index, encoder, train, dev = judged(toy, helped=2)
+    only = NudgeConfig(metric="recall@1", gammas=(0.4,))
+    report = nudge_index(index, encoder, train, dev, only, state_dir=tmp_path)
+    assert set(report.curve) == {0.4}
+    assert report.gain == pytest.approx(1 / 3)
+    assert report.written
+
+
 def test_a_nudge_that_does_not_help_is_written_when_told_to(toy, tmp_path):
     """keep="always" reports the same and writes."""
     index, encoder, train, dev = judged(toy, helped=2)

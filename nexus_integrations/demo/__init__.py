@@ -14,6 +14,7 @@ from nexus_integrations.evaluation import Comparison, Evaluation, compare, evalu
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeReport, nudge_index
 from nexus_integrations.nudge.folder import restore
+from nexus_integrations.nudge.state import StateFiles
 from nexus_integrations.plots import plot_gamma, plot_growth
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
@@ -55,6 +56,9 @@ def run(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = StateFiles(folder / "state")
+    if earlier.signature() is not None:
+        earlier.remove()  # the nudge of an earlier run, whose index this run makes anew
     seconds: dict[str, float] = {}
 
     def timed(stage: str, since: float) -> None:

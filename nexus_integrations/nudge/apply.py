@@ -237,7 +237,7 @@ def _carry_out(
             planned = replace(planned, gamma=gamma)
             chosen_by = "cross-validation" if dev is None else "dev"
             if values is not None:
-                gain, interval = _judged(values, list(curve), config)
+                gain, interval = _judged(values, config)
                 bound = gain if config.confidence is None else interval[0]
                 better = bound > 0 or config.keep == "always"
         else:
@@ -294,9 +294,10 @@ def _base_vectors(ids: Sequence[str], index: VectorIndex, folder: StateFolder) -
 def _choose(
     index: VectorIndex, planned: NudgeState, dev: _Queries | None, config: NudgeConfig
 ) -> tuple[float, dict[float, float], NDArray[np.float64] | None]:
-    """Return the best γ, the smallest of equals; the curve; and its values per judging query.
+    """Return the best γ, the smallest of equals; the curve; and the values per judging query.
 
-    The values are float64 (n_gammas, n_queries), None where γ follows from no curve.
+    The values are float64 (1 + n_gammas, n_queries): where nothing moves, then along the curve.
+    They are None where γ follows from no curve.
     """
     make = Turn if config.variant == "n" else Shift
     gammas, metric = sorted(set(config.gammas)), config.metric
@@ -309,37 +310,35 @@ def _choose(
         }
         judges = Judges(index, planned.queries, own, planned.document_ids, metric)
         values = cross_validated(
-            judges, make, planned.base, planned.answers, gammas, config.folds, config.seed
+            judges, make, planned.base, planned.answers, [0.0, *gammas], config.folds, config.seed
         )
     else:
         judges = Judges(index, dev.vectors, dev.relevant, planned.document_ids, metric)
         moves = make.of(planned.base, planned.sums)
         if config.rule == "nudge-ft" and isinstance(moves, Shift):
             return judges.most_answers_first(moves), {}, None
-        values = judges.values(moves, gammas, range(len(dev.relevant)))
-    means = values.mean(axis=1)  # (n_gammas,)
+        values = judges.values(moves, [0.0, *gammas], range(len(dev.relevant)))
+    means = values[1:].mean(axis=1)  # (n_gammas,)
     curve = {gamma: float(mean) for gamma, mean in zip(gammas, means, strict=True)}
     return max(curve, key=lambda gamma: (curve[gamma], -gamma)), curve, values
 
 
-def _judged(
-    values: NDArray[np.float64], gammas: Sequence[float], config: NudgeConfig
-) -> tuple[float, tuple[float, float]]:
+def _judged(values: NDArray[np.float64], config: NudgeConfig) -> tuple[float, tuple[float, float]]:
     """Return the mean gain, and its interval, of queries at the γ that the other queries choose.
 
-    `values` is float64 (n_gammas, n_queries). Where dev queries judge, the training queries have no
-    say: heads that were trained on them find their answers without a nudge.
+    `values` are those of `_choose`, float64 (1 + n_gammas, n_queries). Where dev queries judge, the
+    training queries have no say: heads that were trained on them find their answers without a
+    nudge.
     """
-    still = gammas.index(0.0) if 0.0 in gammas else None
-    n_queries = values.shape[1]
+    before, after = values[0], values[1:]
+    n_queries = len(before)
     order = np.random.default_rng(config.seed).permutation(n_queries)
     gains = np.zeros(n_queries)
     for fold in range(min(config.folds, n_queries)):
         judging = order[fold :: config.folds]
         others = np.setdiff1d(order, judging)
-        means = values[:, others].mean(axis=1) if len(others) else values.mean(axis=1)
-        before = values[still, judging] if still is not None else values[0, judging]
-        gains[judging] = values[int(means.argmax()), judging] - before
+        means = after[:, others if len(others) else judging].mean(axis=1)  # (n_gammas,)
+        gains[judging] = after[int(means.argmax()), judging] - before[judging]
     return float(gains.mean()), mean_interval(gains, config.confidence or 0.95, config.seed)
 
 
