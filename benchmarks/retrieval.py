@@ -29,7 +29,8 @@ from nexus_integrations import (
     finetune,
     nudge_index,
 )
-from nexus_integrations.backends.torch import Role, TorchBackbone
+from nexus_integrations.backends import Role
+from nexus_integrations.backends.torch import TorchBackbone
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.types import Floats
 

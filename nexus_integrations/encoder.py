@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nexus_integrations.backends.torch import Role, TorchBackbone
+from nexus_integrations.backends import Role
+from nexus_integrations.backends.torch import TorchBackbone
 from nexus_integrations.data import check_texts
 from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.source import DEFAULT_MODEL, find_model, sha256_of

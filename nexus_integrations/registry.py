@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from nexus_integrations.backends.torch import Role
+from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 
 IN_MEMORY = "(in memory)"

@@ -7,17 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging
 
+from nexus_integrations.backends import Role
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.types import Floats
-
-Role = Literal["query", "document"]
 
 # Texts sorted by length are embedded in batches of about this many characters (some 2,000 word
 # pieces), so that long texts do not fill the memory and short ones fill the cores.

@@ -14,7 +14,7 @@ from pydantic import (
     computed_field,
 )
 
-from nexus_integrations.backends.torch import Role
+from nexus_integrations.backends import Role
 from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.registry import SharedEncoder, in_background

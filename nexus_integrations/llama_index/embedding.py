@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_field
 
-from nexus_integrations.backends.torch import Role
+from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
 from nexus_integrations.registry import SharedEncoder, in_background
