@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -117,7 +117,10 @@ def demo(
         head = result.finetuned.encoder.query_head
         nudged = result.nudged
         content = {
-            "stages": {name: _plain(stage) for name, stage in result.stages.items()},
+            "stages": {
+                name: _plain(replace(stage, hits=None, relevant=[]))  # the report shows these
+                for name, stage in result.stages.items()
+            },
             "gain": _plain(result.gain),
             "dendrites": 0 if head is None else head.dendrites,
             "gamma": nudged.gamma,
@@ -372,6 +375,13 @@ def _plain(result: "Evaluation | Comparison") -> dict[str, Any]:
     content = asdict(result)
     for metric, values in content.get("per_query", {}).items():
         content["per_query"][metric] = values.tolist()
+    if content.get("hits") is not None:
+        ids, similarities = content["hits"]
+        rows = [  # a search that found fewer has filled up its row
+            [round(value, 6) for value in row[: len(found)]]
+            for found, row in zip(ids, similarities.tolist(), strict=True)
+        ]
+        content["hits"] = {"ids": ids, "similarities": rows}
     return content
 
 
@@ -379,13 +389,17 @@ def _read_evaluation(path: Path) -> "Evaluation":
     import numpy as np
 
     from nexus_integrations.evaluation import Evaluation
+    from nexus_integrations.index.checks import as_hits
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
         content["per_query"] = {m: np.array(v) for m, v in content["per_query"].items()}
         content["intervals"] = {m: (v[0], v[1]) for m, v in content["intervals"].items()}
+        if content.get("hits") is not None:
+            found = zip(content["hits"]["ids"], content["hits"]["similarities"], strict=True)
+            content["hits"] = as_hits([list(zip(*row, strict=True)) for row in found])
         return Evaluation(**content)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no output of nexus evaluate --json: {error!r}") from None
 
 

@@ -3,6 +3,8 @@
 Metrics are computed by `ir_measures` (trec_eval's C code) and intervals by SciPy's bootstrap.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from scipy.stats import bootstrap
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.types import Encoder, VectorIndex
+from nexus_integrations.types import Encoder, Hits, VectorIndex
 
 METRICS: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@1", "recall@5", "recall@10")
 """What `evaluate` reports unless told otherwise."""
@@ -31,6 +33,11 @@ class Evaluation:
     `metrics` are means over the queries, in 0..1; `intervals` their bootstrap intervals at
     `confidence`; `per_query` the values of each query, float64 (n_queries,), in the order of
     `query_ids`.
+
+    What a report shows stands in the same order: `hits` are the documents found, `relevant` the ids
+    that answer each query. `documents` counts the index, `fingerprint` is the encoder's, and
+    `questions_sha256` a hash of the queries and their relevant ids. An evaluation that was written
+    by an earlier version lacks these five.
     """
 
     metrics: dict[str, float]
@@ -38,6 +45,11 @@ class Evaluation:
     confidence: float
     query_ids: list[str] = field(repr=False)
     per_query: dict[str, NDArray[np.float64]] = field(repr=False)
+    hits: Hits | None = field(default=None, repr=False)
+    relevant: list[list[str]] = field(default_factory=list, repr=False)
+    documents: int = 0
+    fingerprint: str = ""
+    questions_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +87,12 @@ def evaluate(
     check_fits(index, encoder)
     check_relevant_are_stored(index, dataset)
     vectors = encoder.encode_queries(list(dataset.queries.values()))  # (n_queries, dimension)
-    ranked: list[list[str]] = []
+    found: list[Hits] = []
     starts = range(0, len(vectors), _SEARCH_BATCH)
     for start in progress_bar(starts, desc="search", unit="batch"):
-        ranked += index.search(vectors[start : start + _SEARCH_BATCH], depth).ids
-    runs = dict(zip(dataset.queries, ranked, strict=True))
+        found.append(index.search(vectors[start : start + _SEARCH_BATCH], depth))
+    hits = _joined(found)
+    runs = dict(zip(dataset.queries, hits.ids, strict=True))
     per_query = score_rankings(runs, dataset.relevant_docs, metrics)
     return Evaluation(
         metrics={metric: float(values.mean()) for metric, values in per_query.items()},
@@ -87,6 +100,11 @@ def evaluate(
         confidence=confidence,
         query_ids=list(dataset.queries),
         per_query=per_query,
+        hits=hits,
+        relevant=list(dataset.relevant_docs.values()),
+        documents=len(index),
+        fingerprint=encoder.fingerprint,
+        questions_sha256=_questions_hash(dataset),
     )
 
 
@@ -162,6 +180,21 @@ def check_relevant_are_stored(index: VectorIndex, *datasets: RetrievalDataset) -
                         f"document {document!r}, relevant to query {query!r}, is not in the index "
                         f"({len(missing)} such documents): index the whole corpus first"
                     )
+
+
+def _joined(batches: Sequence[Hits]) -> Hits:
+    """Return the hits of all queries; an approximate search may be narrower in some batches."""
+    width = max(batch.similarities.shape[1] for batch in batches)
+    padded = [
+        np.pad(found, ((0, 0), (0, width - found.shape[1])), constant_values=-np.inf)
+        for _, found in batches
+    ]
+    return Hits([ids for batch in batches for ids in batch.ids], np.concatenate(padded))
+
+
+def _questions_hash(dataset: RetrievalDataset) -> str:
+    content = json.dumps([dataset.queries, dataset.relevant_docs])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def metric_depth(metric: str) -> int:

@@ -77,6 +77,34 @@ def test_evaluate_means_over_queries(compass):
     np.testing.assert_allclose(result.per_query["mrr@10"], [1, 1, 1 / 2])
 
 
+def test_evaluate_keeps_what_a_report_shows(compass):
+    """The ranked lists, what answers, the counts, and hashes that tell model and questions."""
+    index, encoder, dataset = compass
+    result = evaluate(index, encoder, dataset)
+    # "to the east" is (3, 1)/√10: its cosines with e, n and w are its coordinates.
+    assert result.hits.ids[0] == ["e", "n", "w"]
+    np.testing.assert_allclose(
+        result.hits.similarities[0], np.array([3, 1, -3]) / np.sqrt(10), atol=1e-6
+    )
+    assert result.relevant == [["e"], ["n"], ["n", "w"]]
+    assert (result.documents, result.fingerprint) == (3, encoder.fingerprint)
+    other = evaluate(index, encoder, dataset.subset(["q1", "q2"]))
+    assert len(result.questions_sha256) == 64
+    assert result.questions_sha256 != other.questions_sha256
+    assert result.questions_sha256 == evaluate(*compass).questions_sha256
+
+
+def test_batches_of_unequal_width_are_joined(compass, monkeypatch):
+    """An approximate search that finds less for one batch of queries fills its row up."""
+    index, encoder, dataset = compass
+    monkeypatch.setattr("nexus_integrations.evaluation._SEARCH_BATCH", 1)
+    search, widths = index.search, iter([3, 1, 2])
+    monkeypatch.setattr(index, "search", lambda queries, k: search(queries, next(widths)))
+    hits = evaluate(index, encoder, dataset).hits
+    assert [len(ids) for ids in hits.ids] == [3, 1, 2]
+    assert np.isneginf(hits.similarities).sum(axis=1).tolist() == [0, 2, 1]
+
+
 def test_evaluate_in_batches_of_queries(compass, monkeypatch):
     """Searching one query at a time gives what searching all at once gives."""
     whole = evaluate(*compass)
