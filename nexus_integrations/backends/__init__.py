@@ -15,9 +15,28 @@ Role = Literal["query", "document"]
 Backend = Literal["auto", "torch", "onnx"]
 Precision = Literal["float32", "bfloat16", "int8", "auto"]
 
+RUNTIME_MANIFEST = "runtime.json"
+"""The file that tells a runtime folder, which needs no PyTorch, from a model's folder."""
+
 
 class Backbone(Protocol):
     """A frozen model: text to unit vectors, by role; one instance serves the whole process."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it was loaded from; None for a model made in memory."""
+
+    @property
+    def backend(self) -> Literal["torch", "onnx"]:
+        """What runs it."""
+
+    @property
+    def precision(self) -> Literal["float32", "bfloat16", "int8"]:
+        """What it computes in, never "auto"."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu", "cuda:0", "mps"."""
 
     @property
     def dimension(self) -> int:
@@ -35,6 +54,10 @@ class Backbone(Protocol):
         precision.
         """
 
+    @property
+    def float32_digest(self) -> str:
+        """The `digest` that this model has in float32."""
+
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Return how many texts are longer than `max_length` word pieces."""
 
@@ -42,18 +65,40 @@ class Backbone(Protocol):
         """Return unit vectors, float32 (n, dimension)."""
 
     def save(self, folder: Path) -> None:
-        """Write what `load_backbone` reads, into a new folder."""
+        """Write what `load_backbone` reads, into a new folder.
+
+        A model's folder in its own precision, float32, whatever this runs in; from a runtime
+        folder, a copy of it.
+        """
+
+    def export(self, folder: Path, precision: Precision | None = None) -> None:
+        """Write a runtime folder, which runs by ONNX Runtime alone, into a new folder.
+
+        `precision` is "float32" or "int8", by default the backbone's own, and "auto" the one that
+        is faster here at a negligible loss. Raises `ImportError` where PyTorch, onnx or onnxscript
+        is missing, and `ValueError` for a model that cannot be exported and for bfloat16, which
+        ONNX Runtime has no CPU kernels for.
+        """
+
+
+def is_runtime_folder(folder: Path) -> bool:
+    """Return whether `load_backbone` reads this folder without PyTorch."""
+    return (folder / RUNTIME_MANIFEST).is_file()
 
 
 def load_backbone(
     folder: Path,
     *,
     backend: Backend = "auto",
-    precision: Precision = "float32",
+    precision: Precision | None = None,
     device: str = "cpu",
     num_threads: int | None = None,
 ) -> Backbone:
-    """Return the process's one backbone of this folder, run in this way."""
+    """Return the process's one backbone of this folder, run in this way.
+
+    `precision` None is float32 for a model's folder and a runtime folder's own; asking a runtime
+    folder for another than its own raises `ValueError`.
+    """
     from nexus_integrations.backends.torch import TorchBackbone
 
     return TorchBackbone.load(folder, device)
