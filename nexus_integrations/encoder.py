@@ -70,8 +70,7 @@ class DendriticEncoder:
             return cls(TorchBackbone.load(folder, device))
         manifest = _verified_manifest(folder)
         heads = {
-            name: DendriticHead.load(folder / name).to(device).requires_grad_(False)
-            for name in set(manifest["heads"].values())
+            name: DendriticHead.load(folder / name) for name in set(manifest["heads"].values())
         }
         by_role = {role: heads[name] for role, name in manifest["heads"].items()}
         encoder = cls(
@@ -216,8 +215,8 @@ class DendriticEncoder:
         modules = list(self.backbone.model)
         if head is not None:
             dense = Dense(self.dimension, self.dimension, bias=False, activation_function=None)
-            weight = torch.eye(self.dimension) + head.weight.detach().cpu()
-            dense.load_state_dict({"linear.weight": weight})
+            weight = np.eye(self.dimension, dtype=np.float32) + head.weight
+            dense.load_state_dict({"linear.weight": torch.from_numpy(weight)})
             modules += [dense, Normalize()]  # (I + W)v needs no unit v: its length cancels
         prompts = {name: text or "" for name, text in self.backbone.model.prompts.items()}
         plain = SentenceTransformer(modules=modules, prompts=prompts)
@@ -227,11 +226,11 @@ class DendriticEncoder:
         digest = hashlib.sha256(self.backbone.digest.encode())
         for head in heads:
             # An untrained head changes no vector, so it does not change the fingerprint.
-            tensors = {} if head is None or head.is_identity else head.state_dict()
-            digest.update(f"head {len(tensors)}".encode())
-            for name, tensor in sorted(tensors.items()):
-                digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+            arrays = {} if head is None or head.is_identity else head.arrays
+            digest.update(f"head {len(arrays)}".encode())
+            for name, array in sorted(arrays.items()):
+                digest.update(f"{name} {array.shape}".encode())
+                digest.update(array.tobytes())
         return digest.hexdigest()
 
     def _warn_once(self, kind: str, count: int, what: str) -> None:

@@ -20,11 +20,11 @@ TEXTS = ["who signs the form", "room 4", "a", "where is the key", "b" * 12, "the
 
 
 def make_head(dimension=16, dendrites=0, seed=0) -> DendriticHead:
-    head = DendriticHead(dimension, dendrites).requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in head.parameters():
-        tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
-    return head
+    rng = np.random.default_rng(seed)
+    arrays = DendriticHead.untrained(dimension, dendrites).arrays
+    return DendriticHead(
+        **{name: 0.3 * rng.normal(size=array.shape) for name, array in arrays.items()}
+    )
 
 
 def link_tree(source: Path, target: Path) -> Path:
@@ -245,7 +245,7 @@ def test_fingerprint_follows_every_head(tiny):
 @pytest.mark.parametrize("dendrites", [0, 3])
 def test_an_untrained_head_keeps_the_fingerprint(tiny, dendrites):
     """It changes no vector."""
-    untrained = DendriticHead(16, dendrites)
+    untrained = DendriticHead.untrained(16, dendrites)
     encoder = tiny.with_heads(query_head=untrained, document_head=untrained)
     assert encoder.fingerprint == tiny.fingerprint
 

@@ -4,10 +4,10 @@ import asyncio
 import copy
 import pickle
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.stores import InMemoryByteStore
@@ -34,11 +34,9 @@ TEXTS = ["the fridge", "the stairs", "a form", "the goldie is broken", "x"]
 
 def random_head(dimension: int, seed: int = 0) -> DendriticHead:
     """Return a linear head of random weights."""
-    head = DendriticHead(dimension)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(seed)
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
-    return head
+    head = DendriticHead.untrained(dimension)
+    weight = np.random.default_rng(seed).normal(size=head.weight.shape)
+    return replace(head, weight=weight)
 
 
 @pytest.fixture

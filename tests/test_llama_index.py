@@ -7,11 +7,11 @@ import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from string import ascii_lowercase
 
 import numpy as np
 import pytest
-import torch
 from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field
@@ -75,11 +75,9 @@ class Recorder(BaseEventHandler):
 
 def random_head(dimension: int, seed: int = 0) -> DendriticHead:
     """Return a linear head of random weights."""
-    head = DendriticHead(dimension)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(seed)
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
-    return head
+    head = DendriticHead.untrained(dimension)
+    weight = np.random.default_rng(seed).normal(size=head.weight.shape)
+    return replace(head, weight=weight)
 
 
 def with_query_head(encoder: DendriticEncoder, seed: int = 0) -> DendriticEncoder:

@@ -289,7 +289,7 @@ def test_a_dev_set_split_off_is_reported(clinic, clinic_encoder, clinic_index, b
 def test_an_index_of_mapped_documents_is_refused(clinic, clinic_encoder, clinic_index):
     """A document head is trained from the backbone's vectors, which such an index has not."""
     train, dev, _ = clinic
-    mapped = clinic_encoder.with_heads(query_head=None, document_head=DendriticHead(384))
+    mapped = clinic_encoder.with_heads(query_head=None, document_head=DendriticHead.untrained(384))
     with pytest.raises(ValueError, match="document head has mapped already"):
         finetune(mapped, train, dev, replace(LINEAR, side="both"), index=clinic_index)
 
@@ -368,8 +368,7 @@ def test_heads_stay_untrained_when_nothing_helps(small):
 def test_an_old_document_head_is_kept_or_replaced(small):
     """Training the query side keeps a document head, and trains against what it maps."""
     encoder, dataset = small
-    head = DendriticHead(2).requires_grad_(False)
-    head.weight.copy_(torch.tensor([[0.0, 2.0], [-2.0, 0.0]]))
+    head = replace(DendriticHead.untrained(2), weight=np.array([[0.0, 2.0], [-2.0, 0.0]]))
     headed = encoder.with_heads(query_head=head, document_head=head)
     kept = finetune(headed, dataset, dataset, LINEAR)
     assert kept.encoder.document_head is head

@@ -1,12 +1,14 @@
 """The heads while they are trained, and what they become afterwards."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nexus_integrations.dendrite import DendriticHead
+from nexus_integrations.types import Floats
 
 Side = Literal["query", "both", "each"]
 """Which vectors a head maps: the queries', both roles' by one head, or each role's by its own."""
@@ -58,22 +60,25 @@ def exported(layer: nn.Module) -> DendriticHead:
     The attributes read from a perforated layer are those of `PAINeuronModule` in perforatedai 3.2.
     """
     if isinstance(layer, nn.Linear):
-        head = DendriticHead(layer.in_features)
-        weights: dict[str, Tensor] = {"weight": layer.weight}
-    else:
-        perforated: Any = layer
-        count = int(perforated.dendrite_modules_added)
-        grown = perforated.dendrite_module
-        head = DendriticHead(len(perforated.main_module.weight), count)
-        weights = {"weight": perforated.main_module.weight}
-        if count:
-            weights["dendrite_weight"] = torch.stack([grown.layers[i].weight for i in range(count)])
-            weights["top"] = perforated.dendrites_to_top[count - 1]
-            between = torch.zeros_like(head.between)
-            for number in range(1, count):
-                between[number, :number] = grown.dendrites_to_dendrites[number]
-            weights["between"] = between
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            getattr(head, name).copy_(tensor)
-    return head.requires_grad_(False)
+        return replace(DendriticHead.untrained(layer.in_features), weight=_array(layer.weight))
+    perforated: Any = layer
+    count = int(perforated.dendrite_modules_added)
+    grown = perforated.dendrite_module
+    head = DendriticHead.untrained(len(perforated.main_module.weight), count)
+    head = replace(head, weight=_array(perforated.main_module.weight))
+    if not count:
+        return head
+    between = head.between.copy()
+    for number in range(1, count):
+        between[number, :number] = _array(grown.dendrites_to_dendrites[number])
+    return replace(
+        head,
+        dendrite_weight=np.stack([_array(grown.layers[i].weight) for i in range(count)]),
+        between=between,
+        top=_array(perforated.dendrites_to_top[count - 1]),
+    )
+
+
+def _array(tensor: Tensor) -> Floats:
+    array: Floats = tensor.detach().cpu().numpy()
+    return array

@@ -22,6 +22,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import IO, Any, NoReturn
 
+import numpy as np
+import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -144,24 +146,23 @@ def _follow(
 
 def _collect(folder: Path) -> list[DendriticHead]:
     """Build the heads from the child's tensors and hold them against the child's own outputs."""
-    tensors = load_file(str(folder / "result.safetensors"))
+    arrays = safetensors.numpy.load_file(folder / "result.safetensors")
     heads = []
-    for number in range(1 + ("1.weight" in tensors)):
-        parts = {
-            name: tensors[f"{number}.{name}"]
-            for name in ("weight", "dendrite_weight", "between", "top")
-        }
-        head = DendriticHead(len(parts["weight"]), len(parts["top"]))
-        head.load_state_dict(parts)
-        with torch.no_grad():
-            outputs = head.residual(tensors["probe"])
-        error = float((outputs - tensors[f"{number}.outputs"]).abs().max())
+    for number in range(1 + ("1.weight" in arrays)):
+        head = DendriticHead(
+            weight=arrays[f"{number}.weight"],
+            dendrite_weight=arrays[f"{number}.dendrite_weight"],
+            between=arrays[f"{number}.between"],
+            top=arrays[f"{number}.top"],
+        )
+        outputs = head.residual(arrays["probe"])
+        error = float(np.abs(outputs - arrays[f"{number}.outputs"]).max())
         if not error <= _TOLERANCE:
             raise RuntimeError(
                 f"the copied head differs from the grown one by {error:.1e} (at most "
                 f"{_TOLERANCE:.0e} is rounding): this perforatedai computes something else"
             )
-        heads.append(head.requires_grad_(False))
+        heads.append(head)
     return heads
 
 
@@ -300,12 +301,12 @@ def _grow_in_child(
 
 def _write_result(heads: Heads, objective: RetrievalObjective | SimilarityObjective) -> None:
     vectors = objective.queries if isinstance(objective, RetrievalObjective) else objective.first
-    probe = vectors[:64].contiguous()
-    tensors = {"probe": probe}
+    probe = vectors[:64]
+    arrays = {"probe": probe.numpy()}
     for number, part in enumerate([heads.first, heads.second]):
         if part is not None:
             with torch.no_grad():
-                tensors[f"{number}.outputs"] = part.layer(probe).contiguous()
-            for name, tensor in exported(part.layer).state_dict().items():
-                tensors[f"{number}.{name}"] = tensor.contiguous()
-    save_file(tensors, "result.safetensors")
+                arrays[f"{number}.outputs"] = part.layer(probe).numpy()
+            for name, array in exported(part.layer).arrays.items():
+                arrays[f"{number}.{name}"] = array
+    safetensors.numpy.save_file(arrays, "result.safetensors")

@@ -149,7 +149,7 @@ def finetune(
     if max(epoch.score for epoch in history) > baseline:
         score = max(epoch.score for epoch in history)
     else:
-        heads = [DendriticHead(objective.dimension) for _ in heads]
+        heads = [DendriticHead.untrained(objective.dimension) for _ in heads]
     gamma = _best_gamma(objective, heads, config.side)
     if config.refit and score > baseline:
         grown = replace(config, dendrites=max(head.dendrites for head in heads))
