@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -146,31 +147,106 @@ def demo(
 
 @app.command()
 def embed(
-    dataset: Annotated[str, typer.Argument(help=_DATASET_HELP)],
-    vectors: Annotated[Path, typer.Argument(help="The Parquet file to write: id, vector.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="JSONL, CSV, TSV or Parquet files (text also with .gz), folders of such files, or "
+            "a dataset: a JSON file, or a BEIR folder."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="The file to write: .parquet (id, vector), or .npy with the ids beside it."
+        ),
+    ],
     model: Model = None,
+    role: Annotated[
+        Literal["document", "query"], typer.Option(help="Embed as documents or as queries.")
+    ] = "document",
+    id_column: Annotated[
+        str | None, typer.Option(help="The column of ids; else found by the usual names.")
+    ] = None,
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(help="The column of texts; several, each with this option, are joined."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad rows out, and list them in a file.")
+    ] = False,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="Rows that are embedded and written at a time.")
+    ] = 4096,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an interrupted run has done.")
+    ] = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="ray: a cluster, that of RAY_ADDRESS or of this machine."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers; else one per machine.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed a dataset's corpus into a file of document vectors."""
+    """Embed a corpus of any size into a file of vectors; run it again after an interruption."""
     with _reported_errors():
         from nexus_integrations.encoder import DendriticEncoder
-        from nexus_integrations.index import MemoryIndex
+        from nexus_integrations.jobs import JobConfig, embed_corpus
 
-        corpus = _dataset(dataset).corpus
-        encoder = DendriticEncoder.load(model)
-        embedded = encoder.encode_documents(list(corpus.values()))
-        MemoryIndex(list(corpus), embedded).save(vectors)
-        content = {
-            "documents": len(corpus),
-            "dimension": encoder.dimension,
-            "truncated": encoder.truncated,
-            "document_fingerprint": encoder.document_fingerprint,
-            "vectors": str(vectors),
+        if workers is not None and engine == "local":
+            raise typer.BadParameter("--workers is for --engine ray")
+        if model is not None and Path(model).expanduser().is_dir():
+            model = str(Path(model).expanduser().resolve())  # workers have other folders
+        report = embed_corpus(
+            inputs,
+            output,
+            partial(DendriticEncoder.load, model),
+            JobConfig(
+                role=role,
+                id_column=id_column,
+                text_columns=tuple(text_column or ()),
+                shard_rows=shard_rows,
+                skip_bad=skip_bad,
+                restart=restart,
+                engine=engine,
+                workers=workers,
+            ),
+        )
+        embedded = report.rows - report.resumed
+        counts = {
+            "rows": report.rows,
+            "dimension": report.dimension,
+            "truncated": report.truncated,
+            "blank": report.blank,
+            "rejected": report.rejected,
+            "resumed": report.resumed,
+            "seconds": report.seconds,
         }
+        content = {
+            **counts,
+            f"{role}_fingerprint": report.fingerprint,
+            "output": str(report.output),
+            **({} if report.ids is None else {"ids": str(report.ids)}),
+            **({} if report.rejects is None else {"rejects": str(report.rejects)}),
+        }
+        beside = "" if report.ids is None else f", their ids in {report.ids}"
+        notes = [
+            f"{report.truncated} texts were cut off at the model's longest length."
+            if report.truncated
+            else "",
+            f"{report.blank} texts are blank: their vectors mean nothing." if report.blank else "",
+            f"{report.rejected} bad rows were left out: {report.rejects}."
+            if report.rejects
+            else "",
+            f"{report.resumed} rows had been embedded by an earlier run." if report.resumed else "",
+        ]
         Reporter(as_json).result(
             content,
-            f"{len(corpus)} documents in {vectors}, {encoder.truncated} of them cut off at "
-            f"{encoder.max_length} word pieces.",
+            f"{report.rows} {'queries' if role == 'query' else 'documents'} in {report.output}"
+            f"{beside}; {embedded} embedded in {report.seconds:.0f} s, "
+            f"{embedded / report.seconds:.0f} rows/s.",
+            *(note for note in notes if note),
         )
 
 

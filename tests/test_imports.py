@@ -18,7 +18,7 @@ LAYERS = (
     ("types", "progress", "source"),
     ("data", "dendrite", "index", "nudge.solver"),
     ("backends", "encoder", "evaluation", "foreign", "nudge", "training"),
-    ("registry", "plots", "report", "demo", "cli", "llama_index", "langchain"),
+    ("registry", "plots", "report", "jobs", "demo", "cli", "llama_index", "langchain"),
 )
 
 

@@ -1,0 +1,124 @@
+"""Files that appear whole or not at all, and the shards and results of a job among them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nexus_integrations.types import Floats
+
+
+class Part(NamedTuple):
+    """The vectors of a shard: ids, float32 (n, dimension), and how many texts were cut off."""
+
+    ids: list[str]
+    vectors: Floats
+    truncated: int
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a draft beside `path`: synced and renamed in the end, removed when something fails."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.chmod(0o666 & ~_umask())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name too survives a power cut; Windows needs no call for it
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_part(path: Path, part: Part, signature: str) -> None:
+    """Write a finished shard, with checksums, for the job of this signature."""
+    import pyarrow.parquet as pq
+
+    about = {"job": signature, "truncated": str(part.truncated)}
+    with written_whole(path) as draft:
+        pq.write_table(_table(part, about), draft, write_page_checksum=True)
+
+
+def read_part(path: Path, signature: str) -> Part | None:
+    """Return a finished shard; None when it is not there, damaged, or of another job."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        about = table.schema.metadata or {}
+        if about.get(b"job", b"").decode() != signature:
+            return None
+        vectors = table.column("vector").combine_chunks()
+        rows = np.asarray(vectors.flatten()).reshape(len(table), vectors.type.list_size)
+        return Part(table.column("id").to_pylist(), rows, int(about[b"truncated"]))
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+
+
+def write_parquet(path: Path, parts: Iterable[Part], about: Mapping[str, str]) -> None:
+    """Join shards into the Parquet file that `FileIndex` reads, a row group for each."""
+    import pyarrow.parquet as pq
+
+    with written_whole(path) as draft:
+        writer = None
+        try:
+            for part in parts:
+                table = _table(part, {"metric": "cosine", **about})
+                if writer is None:
+                    writer = pq.ParquetWriter(draft, table.schema)
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int]) -> Path:
+    """Join shards into a .npy file, and their ids into a file beside it, which is returned.
+
+    That one is named `<path>.ids.jsonl`: a JSON string a line, so that any id can be in it.
+    """
+    ids_path = path.with_suffix(".ids.jsonl")
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with (
+        written_whole(path) as draft,  # renamed last: where it is, its ids are
+        written_whole(ids_path) as ids_draft,
+        draft.open("wb") as vectors,
+        ids_draft.open("w", encoding="utf-8") as ids,
+    ):
+        np.lib.format.write_array_header_1_0(vectors, header)
+        for part in parts:
+            vectors.write(part.vectors.astype("<f4", copy=False).tobytes())
+            ids.writelines(json.dumps(id_, ensure_ascii=False) + "\n" for id_ in part.ids)
+    return ids_path
+
+
+def _table(part: Part, about: Mapping[str, str]) -> Any:
+    import pyarrow as pa
+
+    columns: dict[str, Sequence[Any]] = {
+        "id": pa.array(part.ids, pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(part.vectors).ravel()), part.vectors.shape[1]
+        ),
+    }
+    return pa.table(columns).replace_schema_metadata(dict(about))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
