@@ -8,6 +8,7 @@ from typing import Any
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
 from nexus_integrations.backends import Role
+from nexus_integrations.llama_index.redaction import original
 from nexus_integrations.registry import SharedEncoder
 
 # LlamaIndex asks its cache for a text alone; which role the text has is known only to the caller.
@@ -75,7 +76,7 @@ class RoleCache(BaseKVStore):
         return await self.store.adelete(await self._afull(key), collection)
 
     def _full(self, text: str) -> str:
-        return f"{self._shared.cache_namespace(_role.get())}:{text}"
+        return f"{self._shared.cache_namespace(_role.get())}:{original(text)}"
 
     async def _afull(self, text: str) -> str:
-        return f"{await self._shared.acache_namespace(_role.get())}:{text}"
+        return f"{await self._shared.acache_namespace(_role.get())}:{original(text)}"

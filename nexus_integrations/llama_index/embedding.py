@@ -1,16 +1,18 @@
 """The encoder as a LlamaIndex embedding model."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_field
 
 from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
+from nexus_integrations.llama_index.redaction import original, stand_ins, without_span
 from nexus_integrations.registry import SharedEncoder, in_background
 from nexus_integrations.source import DEFAULT_MODEL
 
@@ -45,6 +47,10 @@ class NexusEmbedding(BaseEmbedding):
         default=None,
         exclude=True,  # a store is no configuration, and JSON does not take it
         description="A BaseKVStore of vectors; its keys are kept apart by role and fingerprint.",
+    )
+    redact_events: bool = Field(
+        default=False,
+        description="Keep the texts out of this model's events, callbacks and spans.",
     )
     recorded_fingerprint: str | None = Field(
         default=None,
@@ -101,33 +107,75 @@ class NexusEmbedding(BaseEmbedding):
             "embed_batch_size": self.embed_batch_size,
         }
 
+    # What observers see of a text is told here, before LlamaIndex's base class reports it.
+
+    @without_span
     def get_query_embedding(self, query: str) -> list[float]:
         """Embed a query, as LlamaIndex does, from the cache where it is there in this role."""
-        with cached_as("query"):
-            return super().get_query_embedding(query)
+        with cached_as("query"), stand_ins([query], redact=self.redact_events) as shown:
+            return super().get_query_embedding(shown[0])
 
+    @without_span
     async def aget_query_embedding(self, query: str) -> list[float]:
         """Embed a query while the event loop goes on."""
-        with cached_as("query"):
-            return await super().aget_query_embedding(query)
+        with cached_as("query"), stand_ins([query], redact=self.redact_events) as shown:
+            return await super().aget_query_embedding(shown[0])
+
+    @without_span
+    def get_text_embedding(self, text: str) -> list[float]:
+        """Embed a text."""
+        with stand_ins([text], redact=self.redact_events) as shown:
+            return super().get_text_embedding(shown[0])
+
+    @without_span
+    async def aget_text_embedding(self, text: str) -> list[float]:
+        """Embed a text while the event loop goes on."""
+        with stand_ins([text], redact=self.redact_events) as shown:
+            return await super().aget_text_embedding(shown[0])
+
+    @without_span
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[list[float]]:
+        """Embed texts in batches of `embed_batch_size`."""
+        with stand_ins(texts, redact=self.redact_events) as shown:
+            return super().get_text_embedding_batch(shown, show_progress, **kwargs)
+
+    @without_span
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[list[float]]:
+        """Embed texts in batches while the event loop goes on."""
+        with stand_ins(texts, redact=self.redact_events) as shown:
+            return await super().aget_text_embedding_batch(shown, show_progress, **kwargs)
+
+    @without_span
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Give each node its embedding, as a step of an ingestion pipeline."""
+        if not self.redact_events:
+            return super().__call__(nodes, **kwargs)
+        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+        for node, row in zip(nodes, self.get_text_embedding_batch(texts, **kwargs), strict=True):
+            node.embedding = row
+        return nodes
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self._embed([query], "query")[0]
+        return self._embed([original(query)], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return (await in_background(self._embed, [query], "query"))[0]
+        return (await in_background(self._embed, [original(query)], "query"))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._embed([text], "document")[0]
+        return self._embed([original(text)], "document")[0]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return (await in_background(self._embed, [text], "document"))[0]
+        return (await in_background(self._embed, [original(text)], "document"))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self._embed(texts, "document")
+        return self._embed([original(text) for text in texts], "document")
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await in_background(self._embed, texts, "document")
+        return await in_background(self._embed, [original(text) for text in texts], "document")
 
     def _bound(self) -> SharedEncoder:
         if (self.model_name, self.device) != (self._shared.model, self._shared.device):
