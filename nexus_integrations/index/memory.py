@@ -87,13 +87,19 @@ class MemoryIndex:
         if self.metric is Metric.COSINE:
             norms = np.linalg.norm(queries, axis=1, keepdims=True)
             queries = queries / np.maximum(norms, np.finfo(np.float32).tiny)
-        best = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        rows = np.full((len(queries), k), len(self._ids), dtype=np.int64)
-        step = max(k, _BLOCK_SCORES // max(1, len(queries)))
-        for start in range(0, len(self._ids), step):
-            block = self._similarities(queries, start, start + step)  # (n_queries, ≤ step)
-            best, rows = _merge_top(best, rows, block, start)
-        return Hits([[self._ids[row] for row in found] for found in rows.tolist()], best)
+        step = min(max(k, _BLOCK_SCORES // max(1, len(queries))), len(self._ids))
+        # One array for the scores of all blocks: fresh ones cost more than the products in them.
+        scores = np.empty(len(queries) * step, dtype=np.float32)
+        nearest = _Nearest(len(queries), k, len(self._ids))
+        for start in range(0, len(self._ids), max(1, step)):
+            stop = min(start + step, len(self._ids))
+            block = scores[: len(queries) * (stop - start)].reshape(len(queries), stop - start)
+            self._similarities(queries, start, stop, out=block)
+            nearest.add(block, start)
+        nearest.settle()
+        return Hits(
+            [[self._ids[row] for row in found] for found in nearest.rows.tolist()], nearest.scores
+        )
 
     def replace(self, ids: Sequence[str], vectors: Floats) -> None:
         """Overwrite the vectors of `ids` with float32 (len(ids), dimension).
@@ -157,15 +163,15 @@ class MemoryIndex:
         except KeyError as error:
             raise KeyError(f"the index holds no document {error.args[0]!r}") from None
 
-    def _similarities(self, queries: Floats, start: int, stop: int) -> Floats:
-        block = self._vectors[start:stop]
-        scores = queries @ block.T  # (n_queries, n_block)
+    def _similarities(self, queries: Floats, start: int, stop: int, out: Floats) -> None:
+        """Write the similarities of the rows start ≤ row < stop to `out`, (n_queries, n_block)."""
+        np.matmul(queries, self._vectors[start:stop].T, out=out)
         if self.metric is Metric.COSINE:
-            scores /= np.sqrt(self._squared[start:stop])
+            out /= np.sqrt(self._squared[start:stop])
         elif self.metric is Metric.L2:
-            scores = 2 * scores - self._squared[start:stop]
-            scores -= np.einsum("ij,ij->i", queries, queries)[:, None]
-        return np.asarray(scores, dtype=np.float32)
+            out *= 2
+            out -= self._squared[start:stop]
+            out -= np.einsum("ij,ij->i", queries, queries)[:, None]
 
 
 def check_vectors(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
@@ -186,21 +192,38 @@ def check_vectors(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
             )
 
 
-def _merge_top(best: Floats, rows: Integers, block: Floats, start: int) -> tuple[Floats, Integers]:
-    """Merge a block's scores, (n_queries, n_block), into the best k so far, sorted, ties by row."""
-    k = best.shape[1]
-    if start == 0 and block.shape[1] > k:
-        # At first nothing is known: without a bar to clear, all scores would be candidates.
-        found = np.argpartition(block, -k, axis=1)[:, -k:]  # (n_queries, k)
-        bar = np.take_along_axis(block, found, axis=1).min(axis=1, keepdims=True)
-        query, column = np.nonzero(block >= bar)
-    else:
-        query, column = np.nonzero(block > best[:, -1:])
-    query = np.concatenate([np.repeat(np.arange(len(best)), k), query])
-    scores = np.concatenate([best.ravel(), block[query[best.size :], column]])
-    where = np.concatenate([rows.ravel(), column + start])
-    order = np.lexsort((where, -scores, query))
-    # The first k of each query; each has at least the k it had before.
-    first = np.searchsorted(query[order], np.arange(len(best)))
-    top = order[first[:, None] + np.arange(k)]  # (n_queries, k)
-    return scores[top], where[top]
+class _Nearest:
+    """The k best scores of each query, and their rows, over blocks of scores that come in turn.
+
+    What clears a query's bar, its k-th score when the bar was last raised, waits until as much has
+    gathered as is held: then it is sorted in, and the bar rises. The longer it takes, the rarer.
+    """
+
+    def __init__(self, n_queries: int, k: int, n_rows: int) -> None:
+        self.scores = np.full((n_queries, k), -np.inf, dtype=np.float32)
+        self.rows = np.full((n_queries, k), n_rows, dtype=np.int64)
+        self._waiting: list[tuple[Integers, Floats, Integers]] = []  # queries, scores, rows
+
+    def add(self, block: Floats, start: int) -> None:
+        """Take the scores of a block, float32 (n_queries, n_block), whose first row is `start`."""
+        k = self.scores.shape[1]
+        if start == 0 and block.shape[1] > k:  # no bar yet: that of the block itself
+            clears = block >= np.partition(block, -k, axis=1)[:, [-k]]
+        else:
+            clears = block > self.scores[:, -1:]
+        places = np.flatnonzero(clears)
+        queries, columns = np.divmod(places, block.shape[1])
+        self._waiting.append((queries, block.ravel()[places], columns + start))
+        if sum(len(rows) for _, _, rows in self._waiting) >= self.scores.size:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort in what waits: best first, of equal scores the lower row."""
+        n_queries, k = self.scores.shape
+        held = (np.repeat(np.arange(n_queries), k), self.scores.ravel(), self.rows.ravel())
+        queries, scores, rows = map(np.concatenate, zip(held, *self._waiting, strict=True))
+        order = np.lexsort((rows, -scores, queries))
+        # The first k of each query; each has at least the k it had before.
+        first = np.searchsorted(queries[order], np.arange(n_queries))
+        top = order[first[:, None] + np.arange(k)]  # (n_queries, k)
+        self.scores, self.rows, self._waiting = scores[top], rows[top], []

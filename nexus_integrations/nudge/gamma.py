@@ -11,6 +11,7 @@ from nexus_integrations.progress import progress_bar
 from nexus_integrations.types import Floats, Metric, VectorIndex
 
 _QUERY_BATCH = 256
+_SEARCH_BATCH = 1024  # a pass over the corpus each
 
 
 class Judges:
@@ -49,13 +50,19 @@ class Judges:
         for start in progress_bar(starts, desc="choose γ", unit="batch"):
             batch = list(rows[start : start + _QUERY_BATCH])
             found = rankings(moves, self.queries[batch], self.others[batch], gammas, self.depth)
+            scores = values[:, start : start + len(batch)]
             for number, ranked in enumerate(found):
+                changed = np.arange(len(batch))
+                if number:  # from one γ to the next most rankings stay as they are
+                    scores[number] = scores[number - 1]
+                    changed = np.flatnonzero((ranked != found[number - 1]).any(axis=1))
                 runs = {
-                    names[row]: self._ids(row, entries)
-                    for row, entries in zip(batch, ranked.tolist(), strict=True)
+                    names[batch[place]]: self._ids(batch[place], ranked[place].tolist())
+                    for place in changed
                 }
-                scores = score_rankings(runs, self.relevant, [self.metric])[self.metric]
-                values[number, start : start + len(batch)] = scores
+                if runs:
+                    found_by = score_rankings(runs, self.relevant, [self.metric])
+                    scores[number, changed] = found_by[self.metric]
         return values
 
     def most_answers_first(self, moves: Shift) -> float:
@@ -121,8 +128,8 @@ def _search_unmoved(
     k = min(size, 4 * depth)
     while waiting:
         unsettled = []
-        for start in range(0, len(waiting), _QUERY_BATCH):
-            batch = waiting[start : start + _QUERY_BATCH]
+        for start in range(0, len(waiting), _SEARCH_BATCH):
+            batch = waiting[start : start + _SEARCH_BATCH]
             hits = index.search(queries[batch], k)
             for row, found, similarities in zip(batch, hits.ids, hits.similarities, strict=True):
                 unmoved = [place for place, id_ in enumerate(found) if id_ not in touched][:depth]

@@ -29,6 +29,8 @@ _ROUNDING = 1e-5
 # A document whose query sum deviates from it by less than this share points along it already.
 _PARALLEL = 1e-6
 
+_BLOCK_ROWS = 256
+
 
 def query_sums(queries: Floats, answers: Sequence[Sequence[int]], n_documents: int) -> Floats:
     """Return G, float32 (n_documents, dimension): per document the sum of the queries it answers.
@@ -60,20 +62,13 @@ class Turn:
     @classmethod
     def of(cls, vectors: Floats, sums: Floats) -> "Turn":
         """Prepare `vectors`, float32 (n, dimension), any length but zero, for their query sums."""
-        v = vectors.astype(np.float64)
-        v /= np.linalg.norm(v, axis=1, keepdims=True)
-        g = sums.astype(np.float64)
-        length = np.linalg.norm(g, axis=1)
-        along = np.einsum("ij,ij->i", v, g)
-        across = g - along[:, None] * v  # (n, dimension)
-        across_length = np.linalg.norm(across, axis=1)
-        stays = (along < 0) | (across_length <= _PARALLEL * length)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u = np.where(stays[:, None], 0, across / across_length[:, None])
-            limit = np.where(stays, 1, along / length)
-        return cls(
-            base=v.astype(np.float32), towards=u.astype(np.float32), limit=limit.astype(np.float32)
-        )
+        # Row by row nothing depends on others: in blocks the float64 of it stays in the cache.
+        starts = range(0, max(1, len(vectors)), _BLOCK_ROWS)
+        blocks = [
+            _directions(vectors[i : i + _BLOCK_ROWS], sums[i : i + _BLOCK_ROWS]) for i in starts
+        ]
+        base, towards, limit = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        return cls(base=base, towards=towards, limit=limit)
 
     def at(self, gamma: float) -> Floats:
         """Return the unit vectors v(γ), float32 (n, dimension), for 0 ≤ γ < 4."""
@@ -84,6 +79,22 @@ class Turn:
         """Return c and s = √(1−c²), each float32 (n,): the weights of `base` and `towards`."""
         c = np.maximum(1 - gamma / 2, self.limit.astype(np.float64))
         return c.astype(np.float32), np.sqrt(np.maximum(0, 1 - c * c)).astype(np.float32)
+
+
+def _directions(vectors: Floats, sums: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return `base`, `towards` and `limit` of a `Turn`, computed in float64."""
+    v = vectors.astype(np.float64)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    g = sums.astype(np.float64)
+    length = np.linalg.norm(g, axis=1)
+    along = np.einsum("ij,ij->i", v, g)
+    across = g - along[:, None] * v  # (n, dimension)
+    across_length = np.linalg.norm(across, axis=1)
+    stays = (along < 0) | (across_length <= _PARALLEL * length)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = np.where(stays[:, None], 0, across / across_length[:, None])
+        limit = np.where(stays, 1, along / length)
+    return v.astype(np.float32), u.astype(np.float32), limit.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
