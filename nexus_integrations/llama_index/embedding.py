@@ -12,7 +12,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_f
 from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
-from nexus_integrations.llama_index.redaction import original, stand_ins, without_span
+from nexus_integrations.llama_index.redaction import (
+    is_reported,
+    original,
+    stand_ins,
+    without_span,
+)
 from nexus_integrations.registry import SharedEncoder, in_background
 from nexus_integrations.source import DEFAULT_MODEL
 
@@ -98,6 +103,11 @@ class NexusEmbedding(BaseEmbedding):
         It is part of `to_dict`, so that LlamaIndex's ingestion cache tells models apart.
         """
         return self.encoder.fingerprint
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return settings and fingerprint, from which `from_dict` makes this model again."""
+        # LlamaIndex before 0.14.23 puts this into events, where no path belongs.
+        return self.to_payload() if is_reported() else super().to_dict(**kwargs)
 
     def to_payload(self) -> dict[str, Any]:
         """Return what events tell about this model: no path. Nothing is loaded."""

@@ -13,7 +13,9 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
-_texts: ContextVar[Mapping[str, str]] = ContextVar("nexus_integrations_texts")
+_texts: "ContextVar[Mapping[str, str] | None]" = ContextVar(
+    "nexus_integrations_texts", default=None
+)
 
 
 @contextmanager
@@ -22,14 +24,13 @@ def stand_ins(texts: list[str], *, redact: bool) -> Iterator[list[str]]:
 
     What is no text stays as it is, for the encoder to refuse.
     """
-    if not redact:
-        yield texts
-        return
-    shown = [
-        f"(redacted {number})" if isinstance(text, str) else text
-        for number, text in enumerate(texts)
-    ]
-    token = _texts.set(dict(zip(shown, texts, strict=True)))
+    shown = texts
+    if redact:
+        shown = [
+            f"(redacted {number})" if isinstance(text, str) else text
+            for number, text in enumerate(texts)
+        ]
+    token = _texts.set(dict(zip(shown, texts, strict=True)) if redact else {})
     try:
         yield shown
     finally:
@@ -38,7 +39,12 @@ def stand_ins(texts: list[str], *, redact: bool) -> Iterator[list[str]]:
 
 def original(text: str) -> str:
     """Return the text that a stand-in stands for, and any other text as it is."""
-    return _texts.get({}).get(text, text)
+    return (_texts.get() or {}).get(text, text)
+
+
+def is_reported() -> bool:
+    """Tell whether this is within `stand_ins`, where what is asked for goes to observers."""
+    return _texts.get() is not None
 
 
 def without_span(method: _Method) -> _Method:
