@@ -62,7 +62,7 @@ def test_the_whole_job_by_command(files: Path) -> None:
     vectors, tuned, state = files / "vectors.parquet", files / "tuned", files / "state"
     status, output, error = run("embed", files / "test.json", vectors, "--json")
     assert status == 0, error
-    assert json.loads(output)["documents"] == 126
+    assert json.loads(output)["rows"] == 126
 
     status, output, _ = run("evaluate", vectors, files / "test.json", "--json")
     assert status == 0
@@ -105,6 +105,30 @@ def test_the_whole_job_by_command(files: Path) -> None:
     status, _, error = run("nudge", vectors, "--state", state, "--undo")
     assert status == 1
     assert "holds no nudge to undo" in error
+
+
+@pytest.mark.model
+def test_embed_reads_files_and_tells_what_it_did(tmp_path: Path) -> None:
+    """Columns by option, two inputs, an array with ids; bad rows are a choice; --help knows all."""
+    (tmp_path / "a.csv").write_text("key,words\nx,one\ny,two\nx,again\n")
+    (tmp_path / "b.jsonl").write_text('{"key": 3, "words": "three"}\n')
+    given = ("embed", tmp_path / "a.csv", tmp_path / "b.jsonl", tmp_path / "v.npy")
+    columns = ("--id-column", "key", "--text-column", "words")
+    status, _, error = run(*given, *columns)
+    assert status == 1
+    assert "a.csv, line 4 repeats the id 'x' of a.csv, line 2" in error.replace("\n", " ")
+    status, output, error = run(*given, *columns, "--skip-bad", "--role", "query", "--json")
+    assert status == 0, error
+    told = json.loads(output)
+    assert (told["rows"], told["rejected"], told["resumed"]) == (3, 1, 0)
+    assert len(told["query_fingerprint"]) == 64
+    assert np.load(tmp_path / "v.npy").shape == (3, 384)
+    assert Path(told["ids"]).read_text() == '"x"\n"y"\n"3"\n'
+    status, output, _ = run(*given, *columns, "--skip-bad")
+    assert status == 0
+    assert "3 documents in" in output
+    assert "1 bad rows were left out" in output
+    assert run("embed", "a.csv", "v.npy", "--workers", "2")[0] == 2
 
 
 @pytest.mark.model

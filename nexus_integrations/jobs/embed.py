@@ -195,10 +195,10 @@ class Job(NamedTuple):
     def join(self, output: Path, dimension: int) -> Path | None:
         """Write the vectors of all shards to `output`; return the file of ids, where it is one."""
         if output.suffix == ".npy":
-            return write_npy(output, self._parts(), (self.plan.rows, dimension))
+            return write_npy(output, self._parts(), (self.plan.rows, dimension), self.folder)
         identity = self.plan.identity
         about = {"role": identity["role"], "fingerprint": identity["fingerprint"]}
-        write_parquet(output, self._parts(), about)
+        write_parquet(output, self._parts(), about, self.folder)
         return None
 
     def _parts(self) -> Iterator[Part]:
@@ -240,17 +240,21 @@ def _parts_folder(output: Path) -> Iterator[Path]:
     """Make and hold the folder of shards; it is gone afterwards when nothing is left in it."""
     folder = output.with_name(f"{output.name}.parts").resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
     try:
-        with FileLock(folder / _LOCK, timeout=0):
-            yield folder
+        lock.acquire(timeout=0)
     except Timeout:
         raise RuntimeError(
             f"another process is embedding into {output}: wait until it has ended"
         ) from None
-    if not any(path.name != _LOCK for path in folder.iterdir()):
-        (folder / _LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody began a job there in this very moment
-            folder.rmdir()
+    try:
+        yield folder
+    finally:
+        lock.release()
+        if not any(path.name != _LOCK for path in folder.iterdir()):
+            (folder / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody began a job there in this very moment
+                folder.rmdir()
 
 
 def _resumable(folder: Path, identity: dict[str, object]) -> Plan | None:

@@ -22,9 +22,12 @@ class Part(NamedTuple):
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a draft beside `path`: synced and renamed in the end, removed when something fails."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a draft of `path`: synced and renamed in the end, removed when something fails.
+
+    It lies in `folder`, by default beside `path`, where it stays when the process is killed.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=folder or path.parent)
     os.close(handle)
     draft = Path(name)
     try:
@@ -69,11 +72,16 @@ def read_part(path: Path, signature: str) -> Part | None:
         return None
 
 
-def write_parquet(path: Path, parts: Iterable[Part], about: Mapping[str, str]) -> None:
-    """Join shards into the Parquet file that `FileIndex` reads, a row group for each."""
+def write_parquet(
+    path: Path, parts: Iterable[Part], about: Mapping[str, str], drafts: Path
+) -> None:
+    """Join shards into the Parquet file that `FileIndex` reads, a row group for each.
+
+    `drafts` is a folder of the same file system for what is not whole yet.
+    """
     import pyarrow.parquet as pq
 
-    with written_whole(path) as draft:
+    with written_whole(path, drafts) as draft:
         writer = None
         try:
             for part in parts:
@@ -86,16 +94,17 @@ def write_parquet(path: Path, parts: Iterable[Part], about: Mapping[str, str]) -
                 writer.close()
 
 
-def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int]) -> Path:
+def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int], drafts: Path) -> Path:
     """Join shards into a .npy file, and their ids into a file beside it, which is returned.
 
-    That one is named `<path>.ids.jsonl`: a JSON string a line, so that any id can be in it.
+    That one is `vectors.ids.jsonl` for `vectors.npy`: a JSON string a line, so that any id can be
+    in it. `drafts` is as for `write_parquet`.
     """
     ids_path = path.with_suffix(".ids.jsonl")
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with (
-        written_whole(path) as draft,  # renamed last: where it is, its ids are
-        written_whole(ids_path) as ids_draft,
+        written_whole(path, drafts) as draft,  # renamed last: where it is, its ids are
+        written_whole(ids_path, drafts) as ids_draft,
         draft.open("wb") as vectors,
         ids_draft.open("w", encoding="utf-8") as ids,
     ):

@@ -170,32 +170,36 @@ def make_plan(
     blank = rejected = 0
     shown: list[str] = []
     pending = _Pending()
-    with (
-        _SeenIds(scratch) as seen,
-        rejects.open("w", encoding="utf-8") as report,
-        progress_bar(desc="check rows", unit="row") as bar,
-    ):
-        for found, problem in _judged(files, seen):
-            bar.update()
-            file, record = files[found.file], found.record
-            if problem is not None:
-                rejected += 1
-                if rejected <= _SHOWN:
-                    shown.append(f"{_place(file, record.line)} {problem}")
-                line = {"file": file.path.name, file.unit: record.line, "problem": problem}
-                report.write(json.dumps(line, ensure_ascii=False) + "\n")
-                if record.problem is None:  # seen by comparison alone, not by who reads it again
-                    pending.left_out.append((found.file, record.line))
-                continue
-            blank += not record.text.strip()
-            pending.add(found)
-            if pending.full(identity["shard_rows"]):
-                shards.append(pending.shard())
-                pending = _Pending()
+    try:
+        with (
+            _SeenIds(scratch) as seen,
+            rejects.open("w", encoding="utf-8") as report,
+            progress_bar(desc="check rows", unit="row") as bar,
+        ):
+            for found, problem in _judged(files, seen):
+                bar.update()
+                file, record = files[found.file], found.record
+                if problem is not None:
+                    rejected += 1
+                    if rejected <= _SHOWN:
+                        shown.append(f"{_place(file, record.line)} {problem}")
+                    line = {"file": file.path.name, file.unit: record.line, "problem": problem}
+                    report.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    if (
+                        record.problem is None
+                    ):  # seen by comparison alone, not by who reads it again
+                        pending.left_out.append((found.file, record.line))
+                    continue
+                blank += not record.text.strip()
+                pending.add(found)
+                if pending.full(identity["shard_rows"]):
+                    shards.append(pending.shard())
+                    pending = _Pending()
+    finally:
+        if not rejected:
+            rejects.unlink(missing_ok=True)
     if pending.rows:
         shards.append(pending.shard())
-    if not rejected:
-        rejects.unlink()
     if rejected and not identity["skip_bad"]:
         if rejected > _SHOWN:
             shown.append(f"and {rejected - _SHOWN} more, all in {rejects}")

@@ -141,6 +141,7 @@ def _opened(path: Path, id_column: str | None, text_columns: tuple[str, ...]) ->
         )
     path = path.resolve()  # another process, of a Ray worker, has another working directory
     if kind == "dataset":
+        RetrievalDataset.from_json(path)  # raises for what is none
         return InputFile(path=path, kind=kind, id_column="id", text_columns=("text",))
     splits: dict[str, list[str]] = {}
     if kind == "csv":
