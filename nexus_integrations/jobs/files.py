@@ -39,11 +39,11 @@ def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
     finally:
         draft.unlink(missing_ok=True)
     if os.name == "posix":  # the new name too survives a power cut; Windows needs no call for it
-        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
 
 
 def write_part(path: Path, part: Part, signature: str) -> None:

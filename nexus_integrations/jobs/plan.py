@@ -8,10 +8,11 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from nexus_integrations.jobs.files import written_whole
 from nexus_integrations.jobs.rows import InputFile, Record, read_records
@@ -170,34 +171,28 @@ def make_plan(
     blank = rejected = 0
     shown: list[str] = []
     pending = _Pending()
-    try:
-        with (
-            _SeenIds(scratch) as seen,
-            rejects.open("w", encoding="utf-8") as report,
-            progress_bar(desc="check rows", unit="row") as bar,
-        ):
-            for found, problem in _judged(files, seen):
-                bar.update()
-                file, record = files[found.file], found.record
-                if problem is not None:
-                    rejected += 1
-                    if rejected <= _SHOWN:
-                        shown.append(f"{_place(file, record.line)} {problem}")
-                    line = {"file": file.path.name, file.unit: record.line, "problem": problem}
-                    report.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    if (
-                        record.problem is None
-                    ):  # seen by comparison alone, not by who reads it again
-                        pending.left_out.append((found.file, record.line))
-                    continue
-                blank += not record.text.strip()
-                pending.add(found)
-                if pending.full(identity["shard_rows"]):
-                    shards.append(pending.shard())
-                    pending = _Pending()
-    finally:
-        if not rejected:
-            rejects.unlink(missing_ok=True)
+    with (
+        _SeenIds(scratch) as seen,
+        _reject_list(rejects) as report,
+        progress_bar(desc="check rows", unit="row") as bar,
+    ):
+        for found, problem in _judged(files, seen):
+            bar.update()
+            file, record = files[found.file], found.record
+            if problem is not None:
+                rejected += 1
+                if rejected <= _SHOWN:
+                    shown.append(f"{_place(file, record.line)} {problem}")
+                line = {"file": file.path.name, file.unit: record.line, "problem": problem}
+                report.write(json.dumps(line, ensure_ascii=False) + "\n")
+                if record.problem is None:  # whoever reads it again will see nothing wrong
+                    pending.left_out.append((found.file, record.line))
+                continue
+            blank += not record.text.strip()
+            pending.add(found)
+            if pending.full(identity["shard_rows"]):
+                shards.append(pending.shard())
+                pending = _Pending()
     if pending.rows:
         shards.append(pending.shard())
     if rejected and not identity["skip_bad"]:
@@ -216,6 +211,17 @@ def make_plan(
         blank=blank,
         rejected=rejected,
     )
+
+
+@contextmanager
+def _reject_list(path: Path) -> Iterator[IO[str]]:
+    """Open the list of bad rows; it is gone afterwards when nothing was written to it."""
+    with path.open("w", encoding="utf-8") as file:
+        try:
+            yield file
+        finally:
+            if not file.tell():
+                path.unlink()
 
 
 class _Found(NamedTuple):
