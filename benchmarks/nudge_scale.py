@@ -1,8 +1,12 @@
-"""Measure NUDGE at scale: `python -m benchmarks.nudge_scale [--documents N ...]`.
+"""Measure NUDGE at scale: `python -m benchmarks.nudge_scale [--documents N ...] [--output PATH]`.
 
-Random unit vectors, 384 wide: what is measured is time and memory, not quality. Each case runs in a
-process of its own, ours and the reference's one after another, repeatedly; medians are printed, and
-the memory beyond the corpus (peak resident minus resident once the corpus is there).
+Random unit vectors, 384 wide: what is measured is time and memory, not quality. The questions of a
+document lean to one side of it, which is what a nudge can learn; dev questions are about documents
+of training questions. Each case runs in a process of its own, ours and the reference's one after
+another, repeatedly; medians are printed, and the memory beyond the corpus (peak resident minus
+resident once the corpus is there). `nudge-ft` in its default mode takes minutes and runs once.
+
+`--output PATH` writes PATH.json and PATH.md. Runs on Linux.
 """
 
 import argparse
@@ -14,9 +18,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from time import perf_counter, sleep
+from typing import Any
 
 import numpy as np
 
+from benchmarks import record
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.nudge import NudgeConfig, nudge_index
@@ -49,7 +55,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--dev", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--default-up-to", type=int, default=200_000, help="nudge-ft's own mode")
+    parser.add_argument("--default-up-to", type=int, default=200_000, help="0: without that mode")
+    parser.add_argument("--output", help="write the figures to OUTPUT.json and OUTPUT.md")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -71,8 +78,39 @@ def main() -> None:
         for case in cases[1:]:
             ratio = median[case]["seconds"] / median["ours"]["seconds"]
             median[case]["times as long as ours"] = round(ratio, 2)
-        results[f"{size} documents"] = median
-    print(json.dumps(results, indent=1))
+        results[f"{size:,} documents"] = median
+    content = {
+        "train questions": options.train,
+        "dev questions": options.dev,
+        "dimension": DIMENSION,
+        "machine": record.machine("numpy", "torch", "nudge-ft"),
+        **results,
+    }
+    print(json.dumps(content, indent=1))
+    if options.output:
+        record.write(options.output, content, _page(content, results))
+
+
+def _page(content: dict[str, Any], results: dict[str, Any]) -> str:
+    rows = [
+        (
+            size,
+            case,
+            measured["seconds"],
+            measured["gib"],
+            measured.get("times as long as ours"),
+            measured.get("gamma"),
+        )
+        for size, cases in results.items()
+        for case, measured in cases.items()
+    ]
+    head = ("index", "solver", "seconds", "GiB beyond the corpus", "times as long as ours", "γ")
+    return (
+        "# NUDGE at scale\n\n"
+        f"{content['train questions']:,} training and {content['dev questions']:,} dev questions, "
+        f"{DIMENSION} dimensions. {', '.join(map(' '.join, content['machine'].items()))}. "
+        "Written by `python -m benchmarks.nudge_scale`.\n\n" + record.table(head, rows)
+    )
 
 
 def _in_child(case: str, size: int, options: argparse.Namespace) -> dict[str, float]:
@@ -87,9 +125,13 @@ def _measure(case: str, size: int, options: argparse.Namespace) -> dict[str, flo
     rng = np.random.default_rng(0)
     documents = _unit(rng, size)
     n_queries = options.train + options.dev
-    answers = rng.integers(0, size, n_queries)
-    queries = documents[answers] + 0.6 * _unit(rng, n_queries)
+    answers = rng.integers(0, size, options.train)
+    asked = np.concatenate([np.arange(options.train), rng.integers(0, options.train, options.dev)])
+    sides = _unit(rng, options.train)[asked]
+    answers = answers[asked]
+    queries = documents[answers] + 3 * sides + 3 * _unit(rng, n_queries)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    del sides
     if case == "ours":
         return _measure_ours(documents, queries, answers, options.train)
     return _measure_reference(documents, queries, answers, options.train, case == CASES[1])
