@@ -83,6 +83,11 @@ class RetrievalDataset:
             f"{sum(map(len, self.relevant_docs.values()))} relevance judgements)"
         )
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over queries, corpus and judgements, which it does not give away."""
+        return _digest([self.queries, self.corpus, self.relevant_docs])
+
     @classmethod
     def from_beir(cls, folder: str | Path, *, split: str = "test") -> "RetrievalDataset":
         """Read `corpus.jsonl`, `queries.jsonl` (or `.jsonl.gz`) and `qrels/<split>.tsv`.
@@ -347,6 +352,11 @@ class SimilarityDataset:
         """Counts only: a repr ends up in logs, where no text belongs."""
         return f"SimilarityDataset({len(self)} pairs)"
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over sentences and scores, which it does not give away."""
+        return _digest([self.sentences1, self.sentences2, self.scores.tolist()])
+
     def subset(self, rows: Sequence[int]) -> "SimilarityDataset":
         """Return the dataset of the pairs with these numbers."""
         return SimilarityDataset(
@@ -390,11 +400,25 @@ class SimilarityDataset:
         cls, rows: Sequence[Sequence[Any]], scale: tuple[float, float]
     ) -> "SimilarityDataset":
         low, high = scale
-        scores = (np.array([float(row[2]) for row in rows]) - low) / (high - low)
+        if not low < high:
+            raise ValueError(f"scale must be (lowest, highest), not {scale}")
+        scores = np.empty(len(rows))
+        for number, row in enumerate(rows):
+            try:
+                scores[number] = float(row[2])
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"pair {number} has the score {row[2]!r}: expected a number"
+                ) from None
+            if not low <= scores[number] <= high:
+                raise ValueError(
+                    f"pair {number} has the score {row[2]}, outside {low:g}..{high:g}: give the "
+                    "scale of your scores"
+                )
         return cls(
             sentences1=[row[0] for row in rows],
             sentences2=[row[1] for row in rows],
-            scores=scores.astype(np.float32),
+            scores=((scores - low) / (high - low)).astype(np.float32),
         )
 
 
@@ -415,6 +439,10 @@ def _check_texts(what: str, texts: Mapping[str, str]) -> None:
             raise TypeError(f"{what} {id_!r} is {type(text).__name__}, expected str")
         if not text.strip():
             raise ValueError(f"{what} {id_!r} is blank")
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _open_text(path: Path) -> IO[str]:

@@ -441,9 +441,12 @@ def test_similarity_from_csv(tmp_path, name):
     ("text", "message"),
     [
         ("a,b,1\na,b\n", "row 1 of .* has 2 fields, expected 3"),
-        ("a,b,6\n", "pair 0 has the scaled score 1.2"),
-        ("a,b,1\na,b,-1\n", "pair 1 has the scaled score"),
-        ("a,b,nan\n", "pair 0 has the scaled score nan"),
+        ("a,b,6\n", r"pair 0 has the score 6, outside 0\.\.5: give the scale"),
+        ("a,b,1\na,b,-1\n", "pair 1 has the score -1, outside"),
+        ("a,b,nan\n", "pair 0 has the score nan, outside"),
+        ("a,b,\n", "pair 0 has the score '': expected a number"),
+        ("a,b,1\na,b,high\n", "pair 1 has the score 'high': expected a number"),
+        ("a,,1\n", "sentence of pair '0' is blank"),
         ("a,b,1\n  ,b,1\n", "sentence of pair '1' is blank"),
         ("", "the dataset is empty"),
     ],
@@ -459,3 +462,17 @@ def test_similarity_needs_equal_numbers():
     """Two first sentences, one second and two scores are no pairs."""
     with pytest.raises(ValueError, match="2 first and 1 second sentences, 2 scores"):
         SimilarityDataset(sentences1=["a", "b"], sentences2=["c"], scores=np.ones(2))
+
+
+def test_similarity_scores_given_directly_lie_in_0_to_1():
+    """Without a reader nothing scales them."""
+    with pytest.raises(ValueError, match=r"pair 1 has the scaled score 3.0, outside 0\.\.1"):
+        SimilarityDataset(sentences1=["a", "b"], sentences2=["c", "d"], scores=np.array([1, 3]))
+
+
+@pytest.mark.parametrize("scale", [(5, 0), (1, 1)])
+def test_a_scale_has_a_lowest_and_a_highest_score(tmp_path, scale):
+    """(5, 0) and (1, 1) are none."""
+    (tmp_path / "pairs.csv").write_text("a,b,1\n")
+    with pytest.raises(ValueError, match="scale must be"):
+        SimilarityDataset.from_csv(tmp_path / "pairs.csv", scale=scale)

@@ -124,14 +124,14 @@ def test_a_head_that_differs_from_the_grown_one_is_refused(monkeypatch):
 
 def test_each_side_grows_its_own_head():
     """Side "each" gives two heads, one per role."""
-    queries, documents = grow_once(side="each")
+    queries, documents = grow_once(side="each").heads
     assert not np.array_equal(queries.weight, documents.weight)
 
 
 def test_two_dendrites_are_copied_with_what_lies_between(temporary):
     """Three cycles of three epochs grow two dendrites; the copy equals the child's outputs."""
     epochs = []
-    (head,) = grow_once(epochs, dendrites=2, schedule=replace(SCHEDULE, epochs=2))
+    (head,) = grow_once(epochs, dendrites=2, schedule=replace(SCHEDULE, epochs=2)).heads
     assert max(epoch.dendrites for epoch in epochs) >= 1
     assert head.dendrites <= 2
     assert list(temporary.iterdir()) == []
@@ -139,8 +139,10 @@ def test_two_dendrites_are_copied_with_what_lies_between(temporary):
 
 def test_runs_in_turn_and_at_once_give_equal_heads(temporary):
     """One run after another, and two in threads side by side, with equal seeds."""
-    heads = [grow_once()[0]]
-    threads = [threading.Thread(target=lambda: heads.append(grow_once()[0])) for _ in range(2)]
+    heads = [grow_once().heads[0]]
+    threads = [
+        threading.Thread(target=lambda: heads.append(grow_once().heads[0])) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

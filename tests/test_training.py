@@ -147,6 +147,7 @@ def test_cosent_by_hand():
         dev_first=first,
         dev_second=second,
         dev_scores=torch.tensor([1.0, 0.0, 0.5]),
+        loss_name="cosent",
         scale=2.0,
         anchor=0.5,
     )
@@ -168,11 +169,9 @@ def test_batches_cover_everything_once():
 def test_the_learning_rate_rises_and_falls():
     """Of 20 steps two rise, ½ and 1, then (20 − step)/18 of the rate remains, down to 1/18."""
     schedule = Schedule(epochs=1, learning_rate=0.5, batch_size=1, weight_decay=0)
-    assert schedule.rate(0, 20) == pytest.approx(0.25)
-    assert schedule.rate(1, 20) == pytest.approx(0.5)
-    assert schedule.rate(2, 20) == pytest.approx(0.5)
-    assert schedule.rate(11, 20) == pytest.approx(0.25)
-    assert schedule.rate(19, 20) == pytest.approx(0.5 / 18)
+    shares = [schedule.share(step, 20) for step in (0, 1, 2, 11, 19)]
+    assert shares == pytest.approx([0.5, 1, 1, 0.5, 1 / 18])
+    assert {replace(schedule, constant=True).share(step, 20) for step in range(20)} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -186,8 +185,12 @@ def test_the_learning_rate_rises_and_falls():
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"anchor": float("nan")}, "anchor must be at least 0, not nan"),
         ({"weight_decay": -1}, "weight_decay must be at least 0"),
-        ({"learning_rate": 0}, "learning_rate and scale must be positive"),
-        ({"scale": -1}, "learning_rate and scale must be positive"),
+        ({"learning_rate": 0}, "learning_rate must be positive, not 0"),
+        ({"backbone_learning_rate": 0}, "backbone_learning_rate must be positive"),
+        ({"scale": -1}, "scale must be positive, not -1"),
+        ({"backbone": "thawed"}, "backbone must be 'frozen' or 'trainable', not 'thawed'"),
+        ({"loss": "mse"}, "loss must be one of cosent, cosine, angle, not 'mse'"),
+        ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, not 0"),
         ({"nudge": 4}, "nudge must lie in 0 ≤ γ < 4, not 4"),
     ],
 )

@@ -1,15 +1,19 @@
 """The epochs: one loop for every objective, for plain layers and for layers that grow."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from nexus_integrations.training.heads import Heads
-from nexus_integrations.training.objectives import Objective, batches
+from nexus_integrations.dendrite import DendriticHead
+from nexus_integrations.training.checkpoint import Checkpoint
+from nexus_integrations.training.heads import Heads, Side, exported
+from nexus_integrations.training.objectives import Objective
 
 Keep = Literal["best", "last"]
 """Which epoch's weights training leaves: the one best on dev, or the last of every cycle."""
@@ -17,22 +21,33 @@ Keep = Literal["best", "last"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast: a cycle of `epochs` from `learning_rate` down to zero.
+    """How long and how fast: cycles of `epochs`, from `learning_rate` down to zero.
 
-    The rate rises over the first `warmup` share of the steps and falls linearly over the rest.
+    The first cycle, before any dendrite, may have a length of its own, `first_epochs`. The rate
+    rises over the first `warmup` share of a cycle's steps and falls linearly over the rest, or
+    stays as it is where `constant`. A backbone that is trained has its own, `backbone_rate`.
     """
 
     epochs: int
     learning_rate: float
     batch_size: int
     weight_decay: float
+    first_epochs: int | None = None
     warmup: float = 0.1
+    constant: bool = False
+    backbone_rate: float = 0.0
 
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
+    def length(self, cycle: int) -> int:
+        """Return the number of epochs of a cycle, counted from 0."""
+        return self.first_epochs if cycle == 0 and self.first_epochs else self.epochs
+
+    def share(self, step: int, steps: int) -> float:
+        """Return the share of the learning rate at a step of a cycle, counted from 0."""
+        if self.constant:
+            return 1.0
         rising = (step + 1) / max(1.0, self.warmup * steps)
         falling = (steps - step) / (steps * (1 - self.warmup))
-        return self.learning_rate * min(1.0, rising, falling)
+        return min(1.0, rising, falling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,65 +67,172 @@ class Epoch:
     seconds: float
 
 
-def cycle(
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training leaves: one head, or two under side "each", and a trained backbone's weights.
+
+    `tower` is empty where the backbone was frozen.
+    """
+
+    heads: list[DendriticHead]
+    tower: dict[str, Tensor]
+
+    @classmethod
+    def now(cls, heads: Heads, objective: Objective) -> "Trained":
+        """Copy what the modules hold now."""
+        parts = [heads.first] if heads.second is None else [heads.first, heads.second]
+        state = {} if objective.tower is None else objective.tower.state_dict()
+        return cls(
+            heads=[exported(part.layer) for part in parts],
+            tower={name: tensor.clone() for name, tensor in state.items()},
+        )
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Trained":
+        """Take apart what `tensors` returned."""
+        numbers = sorted(name.removesuffix(".top") for name in tensors if name.endswith(".top"))
+        return cls(
+            heads=[
+                DendriticHead(
+                    weight=tensors[f"{number}.weight"].numpy(),
+                    dendrite_weight=tensors[f"{number}.dendrite_weight"].numpy(),
+                    between=tensors[f"{number}.between"].numpy(),
+                    top=tensors[f"{number}.top"].numpy(),
+                )
+                for number in numbers
+            ],
+            tower={
+                name.removeprefix("tower."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("tower.")
+            },
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything by name, as a safetensors file takes it."""
+        heads = {
+            f"{number}.{name}": torch.from_numpy(array.copy())
+            for number, head in enumerate(self.heads)
+            for name, array in head.arrays.items()
+        }
+        return {**heads, **{f"tower.{name}": tensor for name, tensor in self.tower.items()}}
+
+
+def new_optimizer(heads: Heads, objective: Objective, schedule: Schedule) -> torch.optim.AdamW:
+    """Return the optimizer of a cycle."""
+    groups: list[dict[str, object]] = [
+        {"params": list(heads.parameters()), "highest": schedule.learning_rate}
+    ]
+    if objective.tower is not None:
+        parameters = list(objective.tower.parameters())
+        groups.append({"params": parameters, "highest": schedule.backbone_rate})
+    # Fused: one pass over a backbone's weights instead of a dozen.
+    return torch.optim.AdamW(
+        groups,
+        lr=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        fused=objective.tower is not None,
+    )
+
+
+def train_epoch(
     heads: Heads,
     objective: Objective,
+    optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     generator: torch.Generator,
-    on_optimizer: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None,
-) -> Iterator[tuple[float, float]]:
-    """Train for one cycle; after each epoch yield its mean loss and the dev score."""
-    optimizer = torch.optim.AdamW(
-        heads.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-    )
-    on_optimizer(optimizer)
+    *,
+    cycle: int,
+    epoch: int,
+) -> float:
+    """Train for one epoch of a cycle, both counted from 0; return its mean loss."""
     per_epoch = -(-objective.size // schedule.batch_size)
-    steps = per_epoch * schedule.epochs
-    for epoch in range(schedule.epochs):
-        heads.train()
-        objective.epoch(heads)
-        total = 0.0
-        for number, items in enumerate(batches(objective.size, schedule.batch_size, generator)):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(epoch * per_epoch + number, steps)
-            optimizer.zero_grad(set_to_none=True)
-            loss = objective.loss(heads, items)
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(items)
-        heads.eval()
-        yield total / objective.size, objective.score(heads)
+    steps = per_epoch * schedule.length(cycle)
+    _train(heads, objective, True)
+    objective.epoch(heads)
+    total = 0.0
+    for number, items in enumerate(objective.batches(schedule.batch_size, generator)):
+        share = schedule.share(epoch * per_epoch + number, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["highest"]
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective.loss(heads, items)
+        loss.backward()
+        optimizer.step()
+        total += float(loss.detach()) * len(items)
+    _train(heads, objective, False)
+    return total / objective.size
 
 
 def fit_linear(
     objective: Objective,
-    heads: Heads,
+    side: Side,
     schedule: Schedule,
     seed: int,
     on_epoch: Callable[[Epoch], None],
     *,
     keep: Keep = "best",
-) -> None:
-    """Train `heads` in place for one cycle; leave them at the epoch with the best dev score.
+    checkpoint: Checkpoint | None = None,
+) -> Trained:
+    """Train linear heads for one cycle; return them as of the epoch with the best dev score.
 
-    With `keep` "last" they stay as the cycle leaves them.
+    With `keep` "last" they are as the cycle leaves them. With `checkpoint` training goes on behind
+    the last epoch that it holds.
     """
+    heads = Heads(objective.dimension, side)
     generator = torch.Generator().manual_seed(seed)
-    begun = perf_counter()
-    best_score = -math.inf
-    best: dict[str, torch.Tensor] = {}
-    for number, (loss, score) in enumerate(cycle(heads, objective, schedule, generator), start=1):
-        on_epoch(
-            Epoch(
-                epoch=number,
+    optimizer = new_optimizer(heads, objective, schedule)
+    done = [Epoch(**row) for row in checkpoint.history()] if checkpoint else []
+    best_score, best = -math.inf, Trained(heads=[], tower={})
+    with own_randomness(objective, seed):
+        if checkpoint is not None and done:
+            checkpoint.restore(heads, objective, optimizer, generator)
+            best_score = max(epoch.score for epoch in done)
+            best = Trained.of_tensors(checkpoint.best())
+        for epoch in done:
+            on_epoch(epoch)
+        begun = perf_counter() - (done[-1].seconds if done else 0.0)
+        for number in range(len(done), schedule.length(0)):
+            loss = train_epoch(
+                heads, objective, optimizer, schedule, generator, cycle=0, epoch=number
+            )
+            row = Epoch(
+                epoch=number + 1,
                 dendrites=0,
                 loss=loss,
-                score=score,
-                parameters=sum(parameter.numel() for parameter in heads.parameters()),
+                score=objective.score(heads),
+                parameters=count_parameters(heads, objective),
                 seconds=perf_counter() - begun,
             )
-        )
-        if score > best_score or keep == "last":
-            best_score = score
-            best = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
-    heads.load_state_dict(best)
+            done.append(row)
+            if improved := row.score > best_score or keep == "last":
+                best_score, best = row.score, Trained.now(heads, objective)
+            if checkpoint is not None:
+                if improved:
+                    checkpoint.save_best(best.tensors())
+                checkpoint.save(done, heads, objective, optimizer, generator)
+            on_epoch(row)
+    return best
+
+
+@contextmanager
+def own_randomness(objective: Objective, seed: int) -> Iterator[None]:
+    """Seed torch for a backbone's dropout; the process gets its own random state back."""
+    if objective.tower is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        yield
+
+
+def count_parameters(heads: Heads, objective: Objective) -> int:
+    """Return how many numbers are trained."""
+    modules = [heads] if objective.tower is None else [heads, objective.tower]
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
+def _train(heads: Heads, objective: Objective, training: bool) -> None:
+    heads.train(training)
+    if objective.tower is not None:
+        objective.tower.train(training)

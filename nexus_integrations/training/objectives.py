@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from scipy.stats import spearmanr
@@ -11,10 +11,16 @@ from torch.nn import functional
 
 from nexus_integrations.evaluation import score_rankings
 from nexus_integrations.training.heads import Heads
+from nexus_integrations.training.losses import Loss, similarity_loss
+
+if TYPE_CHECKING:
+    from nexus_integrations.training.tower import Tower
 
 
 class Objective(Protocol):
     """A loss over batches of training items and a score that chooses the best epoch."""
+
+    kind: ClassVar[str]
 
     @property
     def dimension(self) -> int:
@@ -26,8 +32,17 @@ class Objective(Protocol):
         """The number of training items."""
         ...
 
+    @property
+    def tower(self) -> "Tower | None":
+        """The backbone that is trained as well; None where it is frozen."""
+        ...
+
     def epoch(self, heads: Heads) -> None:
         """Prepare for an epoch with the heads as they now are."""
+        ...
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the numbers of the items in shuffled batches, int64 (≤ batch_size,)."""
         ...
 
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
@@ -36,6 +51,14 @@ class Objective(Protocol):
 
     def score(self, heads: Heads) -> float:
         """Return the score on the dev set; higher is better."""
+        ...
+
+    def probe(self) -> Tensor:
+        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
+        ...
+
+    def with_dev_in_train(self) -> "Objective":
+        """Return the objective that trains on the dev set as well."""
         ...
 
 
@@ -80,6 +103,18 @@ class RetrievalObjective:
     def size(self) -> int:
         """The number of training queries."""
         return len(self.queries)
+
+    @property
+    def tower(self) -> None:
+        """None: the backbone is frozen."""
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the numbers of the queries in shuffled batches."""
+        return batches(self.size, batch_size, generator)
+
+    def probe(self) -> Tensor:
+        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
+        return self.queries[:64]
 
     def epoch(self, heads: Heads) -> None:
         """Sum up, per document, the training queries as the heads now map them."""
@@ -151,10 +186,11 @@ class RetrievalObjective:
 
 @dataclass(kw_only=True)
 class SimilarityObjective:
-    """CoSENT (Su, 2022) on sentence pairs, scored by Spearman's ρ of the cosine.
+    """A loss on the similarity of sentence pairs, scored by Spearman's ρ of the cosine.
 
     `first` and `second` are (n_pairs, dimension) unit rows, `scores` (n_pairs,) in 0..1; the dev
-    set has the same form. Both sides go through the query head.
+    set has the same form. Both sides go through the query head. `loss_name` and `scale` are those
+    of `similarity_loss`.
     """
 
     first: Tensor
@@ -163,6 +199,7 @@ class SimilarityObjective:
     dev_first: Tensor
     dev_second: Tensor
     dev_scores: Tensor
+    loss_name: Loss
     scale: float
     anchor: float
 
@@ -178,25 +215,34 @@ class SimilarityObjective:
         """The number of training pairs."""
         return len(self.first)
 
+    @property
+    def tower(self) -> None:
+        """None: the backbone is frozen."""
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the numbers of the pairs in shuffled batches."""
+        return batches(self.size, batch_size, generator)
+
+    def probe(self) -> Tensor:
+        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
+        return self.first[:64]
+
     def epoch(self, heads: Heads) -> None:
         """Nothing to prepare."""
 
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
-        """Return log(1 + Σ exp(λ(cos of a less similar pair − cos of a more similar one)))."""
+        """Return the batch's loss and, weighed by `anchor`, the squared change of its vectors."""
         first, second = self.first[items], self.second[items]
-        mapped_first, mapped_second = heads.queries(first), heads.queries(second)
-        cosines = self.scale * (mapped_first * mapped_second).sum(1)  # (n_batch,)
-        wrong = cosines[:, None] - cosines[None, :]  # (n_batch, n_batch)
-        less = self.scores[items][:, None] < self.scores[items][None, :]
-        excess = torch.cat([wrong[less], wrong.new_zeros(1)])
-        change = ((mapped_first - first) ** 2).sum(1) + ((mapped_second - second) ** 2).sum(1)
-        return excess.logsumexp(0) + self.anchor * change.mean()
+        mapped = heads.queries(first), heads.queries(second)
+        change = ((mapped[0] - first) ** 2).sum(1) + ((mapped[1] - second) ** 2).sum(1)
+        loss = similarity_loss(*mapped, self.scores[items], self.loss_name, self.scale)
+        return loss + self.anchor * change.mean()
 
     def score(self, heads: Heads) -> float:
         """Return Spearman's ρ between the dev pairs' cosines and their scores."""
         with torch.no_grad():
-            cosines = (heads.queries(self.dev_first) * heads.queries(self.dev_second)).sum(1)
-        return float(spearmanr(cosines.numpy(), self.dev_scores.numpy()).statistic)
+            first, second = heads.queries(self.dev_first), heads.queries(self.dev_second)
+        return spearman(first, second, self.dev_scores)
 
     def with_dev_in_train(self) -> "SimilarityObjective":
         """Return the objective that trains on the dev pairs as well."""
@@ -208,16 +254,29 @@ class SimilarityObjective:
         )
 
 
-def to_tensors(objective: RetrievalObjective | SimilarityObjective) -> dict[str, Tensor]:
+def spearman(first: Tensor, second: Tensor, scores: Tensor) -> float:
+    """Return Spearman's ρ between the pairs' cosines, of unit rows, and their scores.
+
+    It is 0 where all cosines are equal: such vectors tell no pair from another.
+    """
+    cosines = (first * second).sum(1)  # (n_pairs,)
+    if bool((cosines == cosines[0]).all()):
+        return 0.0
+    return float(spearmanr(cosines.numpy(), scores.numpy()).statistic)
+
+
+def to_tensors(objective: Objective) -> dict[str, Tensor]:
     """Return the objective's tensors by name, as a safetensors file takes them."""
-    values = {field.name: getattr(objective, field.name) for field in fields(objective)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in _parts(objective) if isinstance(value, Tensor)}
 
 
-def to_numbers(objective: RetrievalObjective | SimilarityObjective) -> dict[str, float]:
+def to_numbers(objective: Objective) -> dict[str, float | str]:
     """Return the objective's settings by name."""
-    values = {field.name: getattr(objective, field.name) for field in fields(objective)}
-    return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    return {name: value for name, value in _parts(objective) if isinstance(value, (float, str))}
+
+
+def _parts(objective: Any) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(objective, field.name)) for field in fields(objective)]
 
 
 def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ file imports perforatedai.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -23,23 +24,30 @@ from time import perf_counter
 from typing import IO, Any, NoReturn
 
 import numpy as np
-import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from nexus_integrations.dendrite import DendriticHead
-from nexus_integrations.training.fit import Epoch, Keep, Schedule, cycle
-from nexus_integrations.training.heads import Heads, Side, exported
+from nexus_integrations.training.checkpoint import Checkpoint
+from nexus_integrations.training.fit import (
+    Epoch,
+    Keep,
+    Schedule,
+    Trained,
+    count_parameters,
+    new_optimizer,
+    own_randomness,
+    train_epoch,
+)
+from nexus_integrations.training.heads import Heads, Side
 from nexus_integrations.training.objectives import (
+    Objective,
     RetrievalObjective,
     SimilarityObjective,
     to_numbers,
     to_tensors,
 )
 
-_OBJECTIVES: dict[str, type[RetrievalObjective] | type[SimilarityObjective]] = {
-    kind.kind: kind for kind in (RetrievalObjective, SimilarityObjective)
-}
 _INSTALL = (
     'pip install "nexus-integrations[dendrites]" (perforatedai has wheels for CPython 3.10-3.12)'
 )
@@ -56,7 +64,7 @@ def require_perforatedai() -> None:
 
 
 def grow(
-    objective: RetrievalObjective | SimilarityObjective,
+    objective: Objective,
     side: Side,
     schedule: Schedule,
     *,
@@ -65,18 +73,22 @@ def grow(
     seed: int,
     on_epoch: Callable[[Epoch], None],
     keep: Keep = "best",
-) -> list[DendriticHead]:
+    checkpoint: Checkpoint | None = None,
+) -> Trained:
     """Train heads, adding up to `dendrites` one at a time while the dev score rises.
 
     With `keep` "last" every cycle runs to its end and exactly `dendrites` are added, whatever the
-    dev score. Returns one head, or two under side "each" (query, document). Raises `ImportError`
-    when perforatedai cannot be imported and `RuntimeError` when the child ends early or its head
-    cannot be copied exactly.
+    dev score. So they are where a backbone is trained as well: each cycle goes on from the last
+    epoch, since heads of an earlier one would not fit the backbone, and the best epoch of all is
+    returned. `checkpoint` is for such runs alone. Raises `ImportError` when perforatedai cannot be
+    imported and `RuntimeError` when the child ends early or its head cannot be copied exactly.
     """
     require_perforatedai()
     with tempfile.TemporaryDirectory(prefix="nexus-dendrites-") as name:
         folder = Path(name)
         save_file(to_tensors(objective), str(folder / "job.safetensors"))
+        if objective.tower is not None:
+            objective.tower.save(folder / "backbone")
         job = {
             "kind": objective.kind,
             "numbers": to_numbers(objective),
@@ -87,6 +99,8 @@ def grow(
             "seed": seed,
             "keep": keep,
             "threads": torch.get_num_threads(),
+            "checkpoint": checkpoint
+            and {"folder": str(checkpoint.folder.resolve()), "identity": checkpoint.identity},
         }
         (folder / "job.json").write_text(json.dumps(job))
         with (folder / "child.log").open("wb") as log:
@@ -144,26 +158,19 @@ def _follow(
     )
 
 
-def _collect(folder: Path) -> list[DendriticHead]:
-    """Build the heads from the child's tensors and hold them against the child's own outputs."""
-    arrays = safetensors.numpy.load_file(folder / "result.safetensors")
-    heads = []
-    for number in range(1 + ("1.weight" in arrays)):
-        head = DendriticHead(
-            weight=arrays[f"{number}.weight"],
-            dendrite_weight=arrays[f"{number}.dendrite_weight"],
-            between=arrays[f"{number}.between"],
-            top=arrays[f"{number}.top"],
-        )
-        outputs = head.residual(arrays["probe"])
-        error = float(np.abs(outputs - arrays[f"{number}.outputs"]).max())
+def _collect(folder: Path) -> Trained:
+    """Read what the child left and hold the heads against the child's own outputs."""
+    tensors = load_file(str(folder / "result.safetensors"))
+    trained = Trained.of_tensors(tensors)
+    for number, head in enumerate(trained.heads):
+        outputs = head.residual(tensors["probe"].numpy())
+        error = float(np.abs(outputs - tensors[f"{number}.outputs"].numpy()).max())
         if not error <= _TOLERANCE:
             raise RuntimeError(
                 f"the copied head differs from the grown one by {error:.1e} (at most "
                 f"{_TOLERANCE:.0e} is rounding): this perforatedai computes something else"
             )
-        heads.append(head)
-    return heads
+    return trained
 
 
 def _search_path() -> str:
@@ -196,23 +203,37 @@ def run_child() -> None:
         emit("import-error", message=f"{type(error).__name__}: {error}")
         return
     try:
-        parts: dict[str, Any] = {**load_file("job.safetensors"), **job["numbers"]}
-        objective = _OBJECTIVES[job["kind"]](**parts)
-        heads = _grow_in_child(
-            objective,
-            Heads(objective.dimension, job["side"]),
-            Schedule(**job["schedule"]),
-            dendrites=job["dendrites"],
-            tries=job["tries"],
-            seed=job["seed"],
-            keep=job["keep"],
-            on_epoch=lambda epoch: emit("epoch", epoch=asdict(epoch)),
-        )
-        _write_result(heads, objective)
+        objective = _read_objective(job)
+        place = job["checkpoint"]
+        with own_randomness(objective, job["seed"]):
+            result = _grow_in_child(
+                objective,
+                Heads(objective.dimension, job["side"]),
+                Schedule(**job["schedule"]),
+                dendrites=job["dendrites"],
+                tries=job["tries"],
+                seed=job["seed"],
+                keep=job["keep"],
+                on_epoch=lambda epoch: emit("epoch", epoch=asdict(epoch)),
+                checkpoint=place and Checkpoint(Path(place["folder"]), place["identity"]),
+            )
+        save_file(result, "result.safetensors")
     except BaseException as error:
         emit("error", message=f"{type(error).__name__}: {error}")
     else:
         emit("done")
+
+
+def _read_objective(job: dict[str, Any]) -> Objective:
+    parts: dict[str, Any] = {**load_file("job.safetensors"), **job["numbers"]}
+    for frozen in (RetrievalObjective, SimilarityObjective):
+        if job["kind"] == frozen.kind:
+            return frozen(**parts)
+    # Imported where it is needed: sentence-transformers takes seconds.
+    from nexus_integrations.training.texts import TextSimilarityObjective
+    from nexus_integrations.training.tower import Tower
+
+    return TextSimilarityObjective(tower=Tower.load(Path("backbone")), **parts)
 
 
 def _take_over_streams(folder: str) -> IO[bytes]:
@@ -241,7 +262,7 @@ def _vanish(folder: str) -> NoReturn:
 
 
 def _grow_in_child(
-    objective: RetrievalObjective | SimilarityObjective,
+    objective: Objective,
     heads: Heads,
     schedule: Schedule,
     *,
@@ -250,7 +271,59 @@ def _grow_in_child(
     seed: int,
     keep: Keep,
     on_epoch: Callable[[Epoch], None],
-) -> Heads:
+    checkpoint: Checkpoint | None,
+) -> dict[str, Tensor]:
+    tracker, heads = _perforated(heads, dendrites, tries, seed)
+    generator = torch.Generator().manual_seed(seed)
+    # perforatedai goes on from the heads with the best score. A rising score keeps the last.
+    rising = keep == "last" or objective.tower is not None
+    epochs = [Epoch(**row) for row in checkpoint.history()] if checkpoint else []
+    restored, number, cycle, finished = len(epochs), 0, 0, False
+    best, best_score = {}, -math.inf
+    if checkpoint is not None and epochs:
+        best, best_score = checkpoint.best(), max(epoch.score for epoch in epochs)
+    begun = perf_counter() - (epochs[-1].seconds if epochs else 0.0)
+    while not finished:
+        optimizer = new_optimizer(heads, objective, schedule)
+        tracker.set_optimizer_instance(optimizer)
+        for within in range(schedule.length(cycle)):
+            number += 1
+            if number <= restored:  # told again, so that the heads take the shape they had
+                epoch = epochs[number - 1]
+                objective.loss(heads, torch.arange(1)).backward()  # gives dendrites their shape
+            else:
+                if checkpoint is not None and restored and number == restored + 1:
+                    checkpoint.restore(heads, objective, optimizer, generator)
+                loss = train_epoch(
+                    heads, objective, optimizer, schedule, generator, cycle=cycle, epoch=within
+                )
+                epoch = Epoch(
+                    epoch=number,
+                    dendrites=tracker.member_vars["num_dendrites_added"],
+                    loss=loss,
+                    score=objective.score(heads),
+                    parameters=count_parameters(heads, objective),
+                    seconds=perf_counter() - begun,
+                )
+                epochs.append(epoch)
+                if improved := rising and (epoch.score > best_score or keep == "last"):
+                    best, best_score = _result(heads, objective), epoch.score
+            ends = within + 1 == schedule.length(cycle)
+            told = float(number) if rising else epoch.score
+            heads, _, finished = tracker.add_validation_score(told, heads, force_switch=ends)
+            if checkpoint is not None and number > restored:
+                if improved:
+                    checkpoint.save_best(best)
+                checkpoint.save(epochs, heads, objective, None if ends else optimizer, generator)
+            on_epoch(epoch)
+            if finished:
+                break
+        cycle += 1
+    return best if rising else _result(heads, objective)
+
+
+def _perforated(heads: Heads, dendrites: int, tries: int, seed: int) -> tuple[Any, Heads]:
+    """Return perforatedai's tracker and the heads that can grow."""
     from perforatedai import globals_perforatedai as GPA
     from perforatedai import utils_perforatedai as UPA
 
@@ -270,43 +343,18 @@ def _grow_in_child(
     if settings.get_dashboard_events_enabled():
         raise RuntimeError("perforatedai would send events to a dashboard: its default changed")
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     heads = UPA.perforate_model(heads, save_name="growth", maximizing_score=True)
     tracker = GPA.pai_tracker
     tracker.save_graphs = lambda *_: None  # figures that nobody sees, at most of the run time
-    begun, number, done = perf_counter(), 0, False
-    while not done:
-        steps = cycle(heads, objective, schedule, generator, tracker.set_optimizer_instance)
-        for within, (loss, score) in enumerate(steps, start=1):
-            number += 1
-            on_epoch(
-                Epoch(
-                    epoch=number,
-                    dendrites=tracker.member_vars["num_dendrites_added"],
-                    loss=loss,
-                    score=score,
-                    parameters=sum(p.numel() for p in heads.parameters() if p.requires_grad),
-                    seconds=perf_counter() - begun,
-                )
-            )
-            # perforatedai keeps the weights with the best score: a rising one keeps the last.
-            told = score if keep == "best" else float(number)
-            heads, _, done = tracker.add_validation_score(
-                told, heads, force_switch=within == schedule.epochs
-            )
-            if done:
-                break
-    return heads
+    return tracker, heads
 
 
-def _write_result(heads: Heads, objective: RetrievalObjective | SimilarityObjective) -> None:
-    vectors = objective.queries if isinstance(objective, RetrievalObjective) else objective.first
-    probe = vectors[:64]
-    arrays = {"probe": probe.numpy()}
+def _result(heads: Heads, objective: Objective) -> dict[str, Tensor]:
+    """Return the heads' and the tower's weights, and outputs to hold a copy against."""
+    probe = objective.probe()
+    tensors = {**Trained.now(heads, objective).tensors(), "probe": probe.clone()}
     for number, part in enumerate([heads.first, heads.second]):
         if part is not None:
             with torch.no_grad():
-                arrays[f"{number}.outputs"] = part.layer(probe).numpy()
-            for name, array in exported(part.layer).arrays.items():
-                arrays[f"{number}.{name}"] = array
-    safetensors.numpy.save_file(arrays, "result.safetensors")
+                tensors[f"{number}.outputs"] = part.layer(probe).clone()
+    return tensors

@@ -1,8 +1,12 @@
 """Fine-tuning: embed every text once, train heads on the vectors, return an encoder with them."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,11 +20,20 @@ from nexus_integrations.index.memory import MemoryIndex, check_vectors
 from nexus_integrations.nudge.gamma import Judges
 from nexus_integrations.nudge.solver import GAMMAS, Turn, query_sums
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.training.fit import Epoch, Keep, Schedule, fit_linear
-from nexus_integrations.training.heads import Heads, Side, exported
-from nexus_integrations.training.objectives import RetrievalObjective, SimilarityObjective
+from nexus_integrations.training.checkpoint import Checkpoint
+from nexus_integrations.training.fit import Epoch, Keep, Schedule, Trained, fit_linear
+from nexus_integrations.training.heads import Heads, Side
+from nexus_integrations.training.losses import LOSSES, Loss
+from nexus_integrations.training.objectives import (
+    Objective,
+    RetrievalObjective,
+    SimilarityObjective,
+)
 from nexus_integrations.training.perforated import grow, require_perforatedai
 from nexus_integrations.types import Floats, Metric, VectorIndex
+
+if TYPE_CHECKING:
+    from nexus_integrations.training.texts import TextSimilarityObjective
 
 # Above this many passages the softmax runs over mined negatives instead of the whole corpus.
 _POOL = 50_000
@@ -33,25 +46,35 @@ _DEV_SHARE = 0.15
 class FinetuneConfig:
     """How to train heads. Raises `ValueError` on construction for values outside their range.
 
-    `side`: "query" maps queries alone, so that stored document vectors stay valid; "both" maps both
-    roles by one head; "each" gives each role its own. `dendrites` is how many perforatedai may
-    grow, one per cycle of `epochs` while the dev score rises; 0 trains a linear head without it.
-    `tries` is how many random starts a dendrite gets before growth ends.
+    `backbone`: "frozen" trains heads on vectors embedded once; "trainable" trains all weights, of
+    heads and backbone, on the texts (sentence pairs alone). `side`: "query" maps queries alone, so
+    that stored document vectors stay valid; "both" maps both roles by one head; "each" gives each
+    role its own. `dendrites` is how many perforatedai may grow, one per cycle of `epochs` while the
+    dev score rises; 0 trains a linear head without it.
+    `tries` is how many random starts a dendrite gets before growth ends. `warmup_epochs` is the
+    length of the cycle before the first dendrite, where it differs.
 
     A cycle is AdamW with `learning_rate` warmed up over its first tenth and falling linearly to
-    zero, in batches of `batch_size` queries (or sentence pairs). `scale` is the inverse temperature
-    of the softmax; `anchor` weighs the squared change of the vectors, in the loss; `nudge` is the γ
-    of the NUDGE-N that training expects to follow (0: none). With `refit` heads of the size that
-    dev chose are trained once more, on train and dev together.
+    zero (with `decay` False it stays as it is), in batches of `batch_size` queries (or sentence
+    pairs); a trained backbone has its own `backbone_learning_rate`. `loss` is that of sentence
+    pairs, see `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
+    weighs the squared change of frozen vectors, in the loss; `nudge` is the γ of the NUDGE-N that
+    training expects to follow (0: none). With `refit` heads of the size that dev chose are trained
+    once more, on train and dev together.
 
     The defaults were chosen by cross-validation over the train and dev queries of two corpora.
     """
 
+    backbone: Literal["frozen", "trainable"] = "frozen"
     side: Side = "query"
     dendrites: int = 3
     tries: int = 2
     epochs: int = 12
+    warmup_epochs: int | None = None
+    loss: Loss = "cosent"
     learning_rate: float = 1e-3
+    backbone_learning_rate: float = 2e-5
+    decay: bool = True
     batch_size: int = 64
     weight_decay: float = 0.0
     scale: float = 25.0
@@ -66,6 +89,12 @@ class FinetuneConfig:
             raise ValueError(f"side must be 'query', 'both' or 'each', not {self.side!r}")
         if self.split_by not in ("query", "document"):
             raise ValueError(f"split_by must be 'query' or 'document', not {self.split_by!r}")
+        if self.backbone not in ("frozen", "trainable"):
+            raise ValueError(f"backbone must be 'frozen' or 'trainable', not {self.backbone!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.warmup_epochs is not None and self.warmup_epochs < 1:
+            raise ValueError(f"warmup_epochs must be at least 1, not {self.warmup_epochs}")
         for name, least in (
             ("dendrites", 0),
             ("tries", 1),
@@ -76,8 +105,9 @@ class FinetuneConfig:
         ):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not self.learning_rate > 0 or not self.scale > 0:
-            raise ValueError("learning_rate and scale must be positive")
+        for name in ("learning_rate", "backbone_learning_rate", "scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.nudge < 4:
             raise ValueError(f"nudge must lie in 0 ≤ γ < 4, not {self.nudge}")
 
@@ -112,6 +142,7 @@ def finetune(
     config: FinetuneConfig | None = None,
     *,
     index: VectorIndex | None = None,
+    checkpoint_dir: str | Path | None = None,
 ) -> FinetuneResult:
     """Train heads for `encoder` and return it with them; the encoder given is not changed.
 
@@ -122,8 +153,14 @@ def finetune(
     `split_by="document"`, so that no dev query's document was trained on. When no epoch beats the
     untrained heads on dev, the heads stay untrained.
 
+    With `checkpoint_dir` the state after every epoch is kept there, with the best epoch's weights
+    and `metrics.json`; called again with equal arguments, training goes on behind the last epoch
+    and ends with equal weights. Growing dendrites on a frozen backbone takes seconds and starts
+    again.
+
     Raises `ImportError` when dendrites are asked for and perforatedai is missing, `RuntimeError`
-    when growth fails, `TypeError` for datasets of two kinds.
+    when growth fails, `TypeError` for datasets of two kinds, `ValueError` for sentence pairs of
+    equal scores, whose rank correlation is undefined, and for a checkpoint of another run.
     """
     config = config or FinetuneConfig()
     if config.dendrites:
@@ -133,29 +170,38 @@ def finetune(
         dev_source = f"split off from the training set by {config.split_by}, share {_DEV_SHARE}"
         train, dev = _split(train, config)
     begun = perf_counter()
-    objective: RetrievalObjective | SimilarityObjective
+    objective: Objective
+    dropped = 0
     if isinstance(train, RetrievalDataset) and isinstance(dev, RetrievalDataset):
+        if config.backbone == "trainable":
+            raise ValueError("backbone='trainable' is for sentence pairs: use 'frozen'")
         objective = _retrieval(encoder, train, dev, config, index)
         dropped = train.dropped + dev.dropped
     elif isinstance(train, SimilarityDataset) and isinstance(dev, SimilarityDataset):
-        objective, dropped = _similarity(encoder, train, dev, config), 0
         config = replace(config, side="both")  # a pair has no query and document
+        objective = _similarity(encoder, train, dev, config)
     else:
         raise TypeError(f"train is a {type(train).__name__}, dev a {type(dev).__name__}")
     embedded = perf_counter()
-    untrained = Heads(objective.dimension, config.side)
-    baseline = score = objective.score(untrained)
-    heads, history = _trained(objective, config, keep="best")
+    start = {} if objective.tower is None else _copied(objective.tower.state_dict())
+    baseline = score = objective.score(Heads(objective.dimension, config.side))
+    checkpoint = None
+    if checkpoint_dir is not None:
+        checkpoint = Checkpoint(Path(checkpoint_dir), _identity(encoder, train, dev, config))
+    trained, history = _trained(objective, config, keep="best", checkpoint=checkpoint)
     if max(epoch.score for epoch in history) > baseline:
         score = max(epoch.score for epoch in history)
     else:
-        heads = [DendriticHead.untrained(objective.dimension) for _ in heads]
-    gamma = _best_gamma(objective, heads, config.side)
+        untrained = [DendriticHead.untrained(objective.dimension) for _ in trained.heads]
+        trained = Trained(heads=untrained, tower=start)
+    gamma = _best_gamma(objective, trained.heads, config.side)
     if config.refit and score > baseline:
-        grown = replace(config, dendrites=max(head.dendrites for head in heads))
-        heads, _ = _trained(objective.with_dev_in_train(), grown, keep="last")
+        if objective.tower is not None:
+            objective.tower.load_state_dict(start)
+        grown = replace(config, dendrites=max(head.dendrites for head in trained.heads))
+        trained, _ = _trained(objective.with_dev_in_train(), grown, keep="last")
     return FinetuneResult(
-        encoder=_with_heads(encoder, heads, config.side),
+        encoder=_with_trained(encoder, objective, trained, config.side),
         history=history,
         baseline_score=baseline,
         score=score,
@@ -168,19 +214,22 @@ def finetune(
 
 
 def _trained(
-    objective: RetrievalObjective | SimilarityObjective, config: FinetuneConfig, keep: Keep
-) -> tuple[list[DendriticHead], list[Epoch]]:
-    """Return one head, or two for side "each", and the history."""
+    objective: Objective, config: FinetuneConfig, keep: Keep, checkpoint: Checkpoint | None = None
+) -> tuple[Trained, list[Epoch]]:
+    """Return one head, or two for side "each", with a trained backbone, and the history."""
     schedule = Schedule(
         epochs=config.epochs,
+        first_epochs=config.warmup_epochs,
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
         weight_decay=config.weight_decay,
+        constant=not config.decay,
+        backbone_rate=config.backbone_learning_rate,
     )
     history: list[Epoch] = []
-    cycles = 1 + config.dendrites
+    total = schedule.length(0) + config.dendrites * config.epochs
     title = "fine-tune" if keep == "best" else "refit"
-    with progress_bar(total=cycles * config.epochs, desc=title, unit="epoch") as bar:
+    with progress_bar(total=total, desc=title, unit="epoch") as bar:
 
         def on_epoch(epoch: Epoch) -> None:
             history.append(epoch)
@@ -188,7 +237,7 @@ def _trained(
             bar.set_postfix(dendrites=epoch.dendrites, dev=f"{epoch.score:.4f}")
 
         if config.dendrites:
-            heads = grow(
+            trained = grow(
                 objective,
                 config.side,
                 schedule,
@@ -197,22 +246,24 @@ def _trained(
                 seed=config.seed,
                 keep=keep,
                 on_epoch=on_epoch,
+                checkpoint=checkpoint if config.backbone == "trainable" else None,
             )
         else:
-            trained = Heads(objective.dimension, config.side)
-            fit_linear(objective, trained, schedule, config.seed, on_epoch, keep=keep)
-            parts = [trained.first] if trained.second is None else [trained.first, trained.second]
-            heads = [exported(part.layer) for part in parts]
-    return heads, history
+            trained = fit_linear(
+                objective,
+                config.side,
+                schedule,
+                config.seed,
+                on_epoch,
+                keep=keep,
+                checkpoint=checkpoint,
+            )
+    return trained, history
 
 
-def _best_gamma(
-    objective: RetrievalObjective | SimilarityObjective,
-    heads: Sequence[DendriticHead],
-    side: Side,
-) -> float | None:
+def _best_gamma(objective: Objective, heads: Sequence[DendriticHead], side: Side) -> float | None:
     """Return the γ that serves the dev queries best, the smallest of equals."""
-    if isinstance(objective, SimilarityObjective):
+    if not isinstance(objective, RetrievalObjective):
         return None
     documents = objective.documents.numpy()
     if side != "query":
@@ -238,12 +289,32 @@ def _best_gamma(
     return GAMMAS[int(means.mean(axis=1).argmax())]
 
 
-def _with_heads(
-    encoder: DendriticEncoder, heads: Sequence[DendriticHead], side: Side
+def _with_trained(
+    encoder: DendriticEncoder, objective: Objective, trained: Trained, side: Side
 ) -> DendriticEncoder:
+    heads = trained.heads
+    if objective.tower is not None:
+        objective.tower.load_state_dict(trained.tower)
+        backbone = objective.tower.backbone()
+        return DendriticEncoder(backbone, query_head=heads[0], document_head=heads[-1])
     if side == "query":
         return encoder.with_heads(query_head=heads[0], document_head=encoder.document_head)
     return encoder.with_heads(query_head=heads[0], document_head=heads[-1])
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _identity(
+    encoder: DendriticEncoder,
+    train: RetrievalDataset | SimilarityDataset,
+    dev: RetrievalDataset | SimilarityDataset,
+    config: FinetuneConfig,
+) -> str:
+    """Return a SHA-256, in hex, of all that the trained weights depend on."""
+    parts = [encoder.fingerprint, train.digest, dev.digest, json.dumps(asdict(config))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _split(
@@ -341,7 +412,32 @@ def _similarity(
     train: SimilarityDataset,
     dev: SimilarityDataset,
     config: FinetuneConfig,
-) -> SimilarityObjective:
+) -> "SimilarityObjective | TextSimilarityObjective":
+    for name, pairs in (("train", train), ("dev", dev)):
+        if np.ptp(pairs.scores) == 0:
+            raise ValueError(
+                f"all {len(pairs)} scores of the {name} pairs are {pairs.scores[0]:g}: similarity "
+                "is learnt and judged from pairs whose scores differ (Spearman's ρ is undefined)"
+            )
+    if config.backbone == "trainable":
+        from nexus_integrations.training.texts import TextSimilarityObjective
+        from nexus_integrations.training.tower import Tower
+
+        tower = Tower.copy_of(encoder.backbone)
+        pieces = tower.pieces([*train.sentences1, *train.sentences2], "document")
+        dev_pieces = tower.pieces([*dev.sentences1, *dev.sentences2], "document")
+        return TextSimilarityObjective(
+            tower=tower,
+            pieces=pieces.pieces,
+            starts=pieces.starts,
+            scores=torch.from_numpy(train.scores),
+            dev_pieces=dev_pieces.pieces,
+            dev_starts=dev_pieces.starts,
+            dev_scores=torch.from_numpy(dev.scores),
+            loss_name=config.loss,
+            scale=config.scale,
+        )
+
     def vectors(texts: list[str]) -> Tensor:
         return torch.from_numpy(encoder.backbone_vectors(texts, "document"))
 
@@ -352,6 +448,7 @@ def _similarity(
         dev_first=vectors(dev.sentences1),
         dev_second=vectors(dev.sentences2),
         dev_scores=torch.from_numpy(dev.scores),
+        loss_name=config.loss,
         scale=config.scale,
         anchor=config.anchor,
     )

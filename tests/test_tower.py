@@ -1,0 +1,210 @@
+"""Training the backbone itself, on a tiny transformer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nexus_integrations.data import SimilarityDataset
+from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.training.recipe import FinetuneConfig, finetune
+from nexus_integrations.training.tower import Pieces, Tower, like_length
+
+CONFIG = FinetuneConfig(
+    backbone="trainable",
+    dendrites=0,
+    epochs=4,
+    batch_size=8,
+    loss="cosine",
+    learning_rate=1e-3,
+    backbone_learning_rate=1e-2,
+)
+
+
+def make_pairs(n=48, seed=0) -> SimilarityDataset:
+    """Words of one letter each: a…d are of one kind, e…h of the other, equal kinds are similar."""
+    rng = np.random.default_rng(seed)
+    letters, sizes = rng.integers(0, 8, size=2 * n), rng.integers(1, 9, size=2 * n)
+    words = [chr(97 + k) * int(size) for k, size in zip(letters, sizes, strict=True)]
+    first, second = words[:n], words[n:]
+    scores = (letters[:n] // 4 == letters[n:] // 4).astype(np.float32)
+    return SimilarityDataset(sentences1=first, sentences2=second, scores=scores)
+
+
+TRAIN, DEV = make_pairs(), make_pairs(24, seed=1)
+
+
+def weights(encoder: DendriticEncoder) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in encoder.backbone.model.state_dict().items()}
+
+
+def test_pieces_are_padded_and_embedded_as_the_model_embeds_texts(tiny):
+    """Cut once and padded by us, texts of several lengths give the encoder's own vectors."""
+    texts = ["a", "bcd efg", "hello there 7", "a"]
+    tower = Tower.copy_of(tiny.backbone)
+    pieces = tower.pieces(texts, "document")
+    assert pieces.starts[0] == 0
+    assert len(pieces.lengths) == 4
+    np.testing.assert_allclose(tower.embed(pieces), tiny.encode_documents(texts), atol=1e-5)
+    joined = Pieces.joined(*pieces.halves())
+    assert torch.equal(joined.pieces, pieces.pieces)
+    assert torch.equal(joined.starts, pieces.starts)
+
+
+def test_batches_of_like_length_cover_everything_once():
+    """Of 1,000 items in batches of 10 each is drawn once, and padding is little."""
+    lengths = torch.randint(1, 50, (1000,), generator=torch.Generator().manual_seed(1))
+    found = [list(like_length(lengths, 10, torch.Generator().manual_seed(s))) for s in (0, 0, 1)]
+    assert sorted(torch.cat(found[0]).tolist()) == list(range(1000))
+    assert [b.tolist() for b in found[0]] == [b.tolist() for b in found[1]]
+    assert [b.tolist() for b in found[0]] != [b.tolist() for b in found[2]]
+    assert {len(batch) for batch in found[0]} == {10}
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in found[0])
+    assert padded < 1.2 * int(lengths.sum())
+
+
+def test_the_backbone_is_trained_and_the_one_given_is_not(tiny):
+    """Dev's ρ rises, other weights come back, and the encoder given is what it was."""
+    before = weights(tiny)
+    result = finetune(tiny, TRAIN, DEV, CONFIG)
+    assert result.score > result.baseline_score + 0.05
+    after = weights(result.encoder)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tiny).items())
+    assert result.encoder.backbone.digest != tiny.backbone.digest
+    # The score reported is that of the encoder returned.
+    from scipy.stats import spearmanr
+
+    first, second = (result.encoder.encode_documents(s) for s in (DEV.sentences1, DEV.sentences2))
+    rho = spearmanr(np.einsum("ij,ij->i", first, second), DEV.scores).statistic
+    assert rho == pytest.approx(result.score, abs=1e-6)
+    assert not any(p.requires_grad for p in result.encoder.backbone.model.parameters())
+
+
+def test_a_trained_backbone_is_saved_and_loaded(tiny, tmp_path):
+    """The folder gives the vectors that the encoder gives."""
+    trained = finetune(tiny, TRAIN, DEV, CONFIG).encoder
+    trained.save(tmp_path / "tuned")
+    loaded = DendriticEncoder.load(tmp_path / "tuned")
+    np.testing.assert_array_equal(
+        loaded.encode_documents(["abc"]), trained.encode_documents(["abc"])
+    )
+
+
+def test_training_leaves_the_process_its_randomness(tiny):
+    """Dropout draws from a seeded state; equal seeds give equal weights, others do not."""
+    state = torch.get_rng_state()
+    prints = [
+        finetune(tiny, TRAIN, DEV, replace(CONFIG, seed=seed)).encoder.fingerprint
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.dendrites
+@pytest.mark.usefixtures("perforatedai")
+def test_dendrites_grow_on_a_trained_backbone(tiny):
+    """After the warm-up a dendrite is added, and the best epoch of all comes back."""
+    config = replace(CONFIG, dendrites=1, warmup_epochs=2, epochs=3)
+    result = finetune(tiny, TRAIN, DEV, config)
+    assert [epoch.dendrites for epoch in result.history] == [0, 0, 1, 1, 1]
+    best = max(result.history, key=lambda epoch: epoch.score)
+    assert result.score == best.score > result.baseline_score
+    assert result.encoder.query_head.dendrites == best.dendrites
+    assert result.history[-1].parameters > result.history[0].parameters
+
+
+def test_refit_trains_on_both_from_the_start(tiny):
+    """Refitting begins with the untrained backbone: only the data tells it from another run."""
+    refit = finetune(tiny, TRAIN, DEV, replace(CONFIG, refit=True)).encoder
+    assert refit.fingerprint not in (
+        tiny.fingerprint,
+        finetune(tiny, TRAIN, DEV, CONFIG).encoder.fingerprint,
+    )
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize(
+    "dendrites", [0, pytest.param(1, marks=pytest.mark.dendrites)], ids=["linear", "dendrites"]
+)
+def test_a_killed_run_goes_on_to_the_same_weights(
+    tiny, tiny_model, tmp_path, package_environment, request, dendrites
+):
+    """SIGKILL in mid-training; the second call trains the rest and ends where one run ends."""
+    if dendrites:
+        request.getfixturevalue("perforatedai")
+    config = replace(CONFIG, dendrites=dendrites, warmup_epochs=4, epochs=4)
+    whole = finetune(tiny, TRAIN, DEV, config)
+    program = f"""
+import sys, threading
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_tower import *
+encoder = DendriticEncoder.load({str(tiny_model)!r})
+config = replace(CONFIG, dendrites={dendrites}, warmup_epochs=4, epochs=4)
+finetune(encoder, TRAIN, DEV, config, checkpoint_dir={str(tmp_path / "run")!r})
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], env=package_environment)
+    metrics = tmp_path / "run" / "metrics.json"
+    wanted = 6 if dendrites else 2
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        if metrics.is_file() and len(json.loads(metrics.read_text())["epochs"]) >= wanted:
+            child.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    child.wait()
+    done = json.loads(metrics.read_text())["epochs"]
+    resumed = finetune(tiny, TRAIN, DEV, config, checkpoint_dir=tmp_path / "run")
+    assert [epoch.score for epoch in resumed.history[: len(done)]] == [e["score"] for e in done]
+    assert [epoch.score for epoch in resumed.history] == [epoch.score for epoch in whole.history]
+    assert resumed.encoder.fingerprint == whole.encoder.fingerprint
+    # A run that is done is read, not trained again.
+    again = finetune(tiny, TRAIN, DEV, config, checkpoint_dir=tmp_path / "run")
+    assert again.encoder.fingerprint == whole.encoder.fingerprint
+    assert [epoch.seconds for epoch in again.history] == [e.seconds for e in resumed.history]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path):
+    """Other settings, other data, another model: going on would mix two runs."""
+    finetune(tiny, TRAIN, DEV, replace(CONFIG, epochs=1), checkpoint_dir=tmp_path)
+    for train, config in ((TRAIN, CONFIG), (make_pairs(seed=5), replace(CONFIG, epochs=1))):
+        with pytest.raises(ValueError, match=r"checkpoint of another run: the model, the data or"):
+            finetune(tiny, train, DEV, config, checkpoint_dir=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+    """A file cut short is an error that says what to do."""
+    finetune(tiny, TRAIN, DEV, replace(CONFIG, epochs=1), checkpoint_dir=tmp_path)
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.safetensors cannot be read .*: remove its folder"):
+        finetune(tiny, TRAIN, DEV, replace(CONFIG, epochs=1), checkpoint_dir=tmp_path)
+
+
+# What cannot be trained.
+
+
+def test_only_a_backbone_in_pytorch_is_trained(table_encoder):
+    """Looked-up vectors have no weights."""
+    encoder = table_encoder({"a": (1, 0)})
+    with pytest.raises(ValueError, match=r"TableBackbone cannot be trained: .*backend='torch'"):
+        finetune(encoder, TRAIN, DEV, CONFIG)
+
+
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_constant_scores_are_refused(tiny, part):
+    """Spearman's ρ of equal scores is undefined."""
+    same = replace(TRAIN, scores=np.full(len(TRAIN), 0.5, dtype=np.float32))
+    train, dev = (same, DEV) if part == "train" else (TRAIN, same)
+    with pytest.raises(ValueError, match=rf"all 48 scores of the {part} pairs are 0\.5"):
+        finetune(tiny, train, dev, replace(CONFIG, backbone="frozen"))
