@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nexus_integrations.encoder import DendriticEncoder
     from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
     from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
+    from nexus_integrations.report import Report
     from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
     from nexus_integrations.types import Encoder, Metric, VectorIndex
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Metric": "types",
     "NudgeConfig": "nudge.apply",
     "NudgeReport": "nudge.apply",
+    "Report": "report",
     "RetrievalDataset": "data",
     "SimilarityDataset": "data",
     "VectorIndex": "types",
@@ -48,6 +50,7 @@ __all__ = [
     "Metric",
     "NudgeConfig",
     "NudgeReport",
+    "Report",
     "RetrievalDataset",
     "SimilarityDataset",
     "VectorIndex",

@@ -1,4 +1,4 @@
-"""The command line: `nexus demo | embed | finetune | nudge | evaluate`.
+"""The command line: `nexus demo | embed | finetune | nudge | evaluate | report`.
 
 Exit status: 0 when done, 1 for an error that the message explains, 2 for a command that was typed
 wrongly. Results go to standard output, everything else to standard error.
@@ -140,8 +140,8 @@ def demo(
             f"Undoing the nudge gives the index back bit for bit: "
             f"{'yes' if result.undone else 'NO'}.",
             f"{total:.0f} s in all ({', '.join(f'{k} {v:.0f}' for k, v in result.seconds.items())})"
-            f". The tuned encoder, its state and the plots growth.png and gamma.png are in "
-            f"{output}.",
+            f". The tuned encoder, its state, the plots growth.png and gamma.png and report.html, "
+            f"to open in a browser, are in {output}.",
         )
 
 
@@ -281,6 +281,7 @@ def finetune(
         from nexus_integrations.encoder import DendriticEncoder
         from nexus_integrations.index import MemoryIndex
         from nexus_integrations.plots import plot_growth
+        from nexus_integrations.report import TrainingRecord
         from nexus_integrations.training.recipe import FinetuneConfig
         from nexus_integrations.training.recipe import finetune as run
 
@@ -293,6 +294,7 @@ def finetune(
             index=None if vectors is None else MemoryIndex.load(vectors),
         )
         result.encoder.save(output)
+        TrainingRecord.of(result).save(output)
         if plot is not None:
             plot_growth(result.history, result.baseline_score, plot)
         head = result.encoder.query_head
@@ -355,6 +357,7 @@ def nudge(
         from nexus_integrations.index import FileIndex
         from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
         from nexus_integrations.plots import plot_gamma
+        from nexus_integrations.report import NudgeRecord
 
         if undo == (train is not None):
             raise typer.BadParameter("give either --train, to nudge, or --undo")
@@ -367,9 +370,10 @@ def nudge(
             restored = folder.undo(index)
             reporter.result({"restored": restored}, f"{restored} vectors put back in {vectors}.")
             return
+        encoder = DendriticEncoder.load(model)
         report = nudge_index(
             index,
-            DendriticEncoder.load(model),
+            encoder,
             _dataset(str(train)),
             None if dev is None else _dataset(dev),
             NudgeConfig(
@@ -377,6 +381,8 @@ def nudge(
             ),
             state_dir=state,
         )
+        if not dry_run:
+            NudgeRecord.of(report, encoder.fingerprint).save(state)
         if plot is not None:
             plot_gamma(report.curve, report.gamma, report.metric, plot)
         content = {
@@ -432,6 +438,79 @@ def evaluate(
                 *(_gain_line(change, metric) for metric in change.differences),
             ]
         Reporter(as_json).result(content, *shown)
+
+
+@app.command()
+def report(
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two or more outputs of `nexus evaluate --json` for the same questions, the first "
+            "before, the last after; each is called by its file's name."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", "-m", help="The folder of a tuned encoder: how its heads were trained."
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="The state of a nudge: what moved, and γ.")
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="The document vectors, to show those that stayed behind those moved."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Where --include-text finds its texts. {_DATASET_HELP}")
+    ] = None,
+    include_text: Annotated[
+        bool, typer.Option("--include-text", help="Show questions and passages, not ids alone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what was done, and what came of it, as one HTML page that loads nothing."""
+    with _reported_errors():
+        from nexus_integrations.index import MemoryIndex
+        from nexus_integrations.nudge import StateFolder
+        from nexus_integrations.report import Report, TrainingRecord
+
+        if include_text != (dataset is not None):
+            raise typer.BadParameter("--include-text and --dataset go together")
+        stages = {path.stem: _read_evaluation(path) for path in evaluations}
+        if len(stages) < len(evaluations):
+            raise ValueError("two of the evaluations have the same file name: rename one")
+        for folder in (model, state):
+            if folder is not None and not folder.is_dir():
+                raise FileNotFoundError(f"{folder} is no folder")
+        reporter = Reporter(as_json)
+        training = None if model is None else TrainingRecord.load(model)
+        if model is not None and training is None:
+            reporter.tell(f"{model} has no training.json: how it was trained is left out")
+        made = Report.of(
+            stages,
+            finetuned=training,
+            nudged=None if state is None else StateFolder(state),
+            index=None if vectors is None else MemoryIndex.load(vectors),
+            dataset=None if dataset is None else _dataset(dataset),
+            folders=[folder for folder in (model, state) if folder is not None],
+        )
+        made.save(output, include_text=include_text)
+        content = {
+            "report": str(output),
+            "questions": len(made.before.query_ids),
+            "bytes": output.stat().st_size,
+            "comparison": _plain(made.comparison),
+        }
+        reporter.result(
+            content,
+            *(_gain_line(made.comparison, metric) for metric in made.comparison.differences),
+            f"Written to {output}.",
+        )
 
 
 def _dataset(name: str) -> "RetrievalDataset":

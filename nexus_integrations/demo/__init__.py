@@ -16,6 +16,7 @@ from nexus_integrations.nudge.apply import NudgeReport, nudge_index
 from nexus_integrations.nudge.folder import restore
 from nexus_integrations.nudge.state import StateFiles
 from nexus_integrations.plots import plot_gamma, plot_growth
+from nexus_integrations.report import NudgeRecord, Report, TrainingRecord
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
 SHARES = (0.6, 0.15, 0.25)
@@ -52,7 +53,8 @@ def run(
     """Embed, evaluate, fine-tune, nudge, evaluate, and undo on a copy, within `folder`.
 
     Writes the tuned encoder (`encoder/`), the nudge's state (`state/`), the nudged vectors
-    (`vectors.parquet`) and two plots (`growth.png`, `gamma.png`). `tell` is told of each step.
+    (`vectors.parquet`), two plots (`growth.png`, `gamma.png`) and the report of it all
+    (`report.html`). `tell` is told of each step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,13 +100,23 @@ def run(
     timed("nudge", begun)
 
     begun = perf_counter()
-    tell(f"Writing the encoder, the vectors and two plots to {folder}")
+    tell(f"Writing the encoder, the vectors, two plots and the report to {folder}")
     tuned.save(folder / "encoder")
+    TrainingRecord.of(finetuned).save(folder / "encoder")
+    NudgeRecord.of(nudged, tuned.fingerprint).save(folder / "state")
     index.save(folder / "vectors.parquet")
     if finetuned.history:
         plot_growth(finetuned.history, finetuned.baseline_score, folder / "growth.png")
     if nudged.curve:
         plot_gamma(nudged.curve, nudged.gamma, nudged.metric, folder / "gamma.png")
+    Report.of(
+        dict(zip(("before", "fine-tuned", "nudged"), stages.values(), strict=True)),
+        finetuned=finetuned,
+        nudged=nudged,
+        index=index,
+        dataset=test,
+        folders=[folder / "encoder", folder / "state"],
+    ).save(folder / "report.html")
     undone = MemoryIndex.load(folder / "vectors.parquet")
     if nudged.folder.state is not None:
         restore(nudged.folder.state, undone)
