@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait make a busy machine many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-milvus check clean
+.PHONY: demo test test-milvus check browser clean
 
 demo: .venv/installed-demo
 	$(BIN)/nexus demo --output nexus-demo
@@ -24,6 +24,12 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The report is tested in Chromium; without one on the PATH these tests are skipped. As root on Debian
+# or Ubuntu this installs it.
+browser:
+	command -v chromium || (apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium fonts-dejavu-core)
 
 .venv/installed-demo: pyproject.toml
 	$(PYTHON) -m venv .venv
