@@ -1,6 +1,7 @@
 """Every index keeps the same promises: the values are compared with numpy, store by store."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -292,19 +293,18 @@ def test_qdrant_folder_is_reopened(store_of):
     filled.check_search(again, now)
 
 
-def test_qdrant_takes_every_form_of_an_id(store_of):
-    """A UUID without dashes or in capitals is the stored one, and a number may be an id too."""
+def test_qdrant_ids_have_one_form(store_of):
+    """A UUID has dashes and small letters, a number no zeros before it; other ids are unknown."""
     filled = Filled(store_of(STORES["qdrant"]), "dot", size=3)
     from qdrant_client import models
 
     index, id_ = filled.index, filled.ids[0]
-    for form in (id_.replace("-", ""), id_.upper(), f"{{{id_}}}"):
-        np.testing.assert_array_equal(index.vectors([form]), filled.vectors[:1])
-        assert index.missing([form]) == set()
-    index.replace([id_.replace("-", "")], filled.new[:1])
-    np.testing.assert_array_equal(index.vectors([id_]), filled.new[:1])
-    with pytest.raises(ValueError, match="more than once"):
-        index.replace([id_, id_.upper()], filled.new[:2])
+    for form in (id_.replace("-", ""), id_.upper(), f"{{{id_}}}", "017"):
+        stored = "17" if form == "017" else id_
+        for call in (index.missing, index.vectors, lambda ids: index.replace(ids, filled.new[:1])):
+            with pytest.raises(ValueError, match=f"'{re.escape(form)}' as '{stored}'"):
+                call([form])
+    assert index.missing(["chapter-1"]) == {"chapter-1"}
     with pytest.raises(KeyError, match=r"'chapter-1'.* UUIDs or unsigned integers"):
         index.vectors(["chapter-1"])
     point = models.PointStruct(id=17, vector=[2.0] * DIMENSION)
@@ -470,7 +470,7 @@ def test_postgres_with_several_rows_for_one_id(store_of):
 
 
 def test_postgres_metric_rows_and_types(store_of):
-    """No index gives no metric; `where` takes some rows; a UUID has forms; halves are refused."""
+    """No index gives no metric; `where` takes some rows; a UUID has one form; no halves."""
     filled = Filled(store_of(STORES["postgres"]), "l2", size=5)
     from psycopg import sql
 
@@ -497,7 +497,9 @@ def test_postgres_metric_rows_and_types(store_of):
     connection.commit()
     index = kind(connection, "nodes", "id", "v", schema=schema, metric="dot")
     assert index.dimension == 2
-    np.testing.assert_array_equal(index.vectors([id_.replace("-", "").upper()]), [[1, 2]])
+    np.testing.assert_array_equal(index.vectors([id_]), [[1, 2]])
+    with pytest.raises(ValueError, match=f"'{id_.upper()}' as '{id_}': use that form"):
+        index.missing([id_.upper()])
     assert index.missing(["no uuid", id_]) == {"no uuid"}
     with pytest.raises(KeyError, match="'no uuid': ids here are of type uuid"):
         index.vectors(["no uuid"])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from typing import ClassVar
-from uuid import NAMESPACE_OID, uuid5
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 from test_index_contract import postgres_uri  # noqa: F401
 
-from nexus_integrations import NudgeConfig
+from nexus_integrations import NudgeConfig, evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.langchain import NudgePostprocessor, as_dataset, open_index
 from nexus_integrations.types import Metric
@@ -417,6 +417,33 @@ def test_faiss_normalised_writes(store_of):
     assert sum(len(batch) for batch in index.ids(7)) == len(TEXTS)
     index.replace([id_of("rival")], np.array([5 * axis(3)], np.float32))
     np.testing.assert_allclose(index.vectors([id_of("rival")])[0], axis(3), atol=1e-7)
+
+
+def test_qdrant_makes_ids_without_dashes(store_of):
+    """Searches give them with dashes and would not know them again: refused, not missed."""
+    opened, embeddings = store_of(QdrantStore), TableEmbeddings(TABLE)
+    opened.embeddings = embeddings
+    store = opened.make()
+    texts = [document.page_content for document in documents_of(TEXTS)]
+    ids = dict(zip(texts, store.add_texts(texts), strict=True))
+
+    def nudge(form):
+        pairs = [(question, form(ids[answer])) for question, answer in ANSWERS.items()]
+        documents = [Document(id=form(ids[text]), page_content=text) for text in texts]
+        data = as_dataset(pairs, documents)
+        settings = NudgeConfig(gamma=1.0)
+        return data, NudgePostprocessor(data, embeddings=embeddings, config=settings)
+
+    data, given = nudge(str)
+    for call in (given.apply, lambda store: evaluate(open_index(store), given.encoder, data)):
+        with pytest.raises(ValueError, match=r"without dashes"):
+            call(store)
+    data, dashed = nudge(lambda id_: str(UUID(id_)))
+    before = evaluate(open_index(store), dashed.encoder, data)
+    assert before.metrics["recall@1"] < 1
+    assert dashed.apply(store).moved == 2
+    assert found(store).page_content == "answer"
+    assert evaluate(open_index(store), dashed.encoder, data).metrics["recall@1"] == 1
 
 
 def test_milvus_with_ids_of_its_own(store_of):

@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
+from test_index_contract import postgres_uri  # noqa: F401
 from test_nudge_apply import World, by_hand
 
 from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.index.file import FileIndex
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge import StateFolder, choose_gamma_again
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
@@ -265,6 +270,27 @@ def test_observing_a_moved_document_that_is_gone(life, tmp_path):
     with pytest.raises(KeyError, match="'d3'"):
         life.observe("dev0", "d3")
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("factor", "length"), [(2, "2.000"), (0, "0.000")])
+def test_observing_with_a_vector_off_length_one(life, tmp_path, factor, length):
+    """It would weigh more or less than other questions; nothing is written."""
+    before, stored = files(tmp_path), life.stored()
+    with pytest.raises(ValueError, match=f"question's vector has length {length}"):
+        life.folder.observe(life.index, factor * life.question("dev0"), NEW, query_id="dev0")
+    assert (files(tmp_path), life.stored().tobytes()) == (before, stored.tobytes())
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_observing_a_document_off_length_one(toy, tmp_path, metric):
+    """As for nudging: only the cosine knows how to turn it."""
+    life = Life(toy, tmp_path, metric)
+    life.index.replace([NEW], 3 * life.base(NEW))
+    stored = life.stored()
+    with pytest.raises(ValueError, match=f"document '{NEW}' has length 3.000.*by the {metric}"):
+        life.observe("dev0", NEW)
+    assert life.stored().tobytes() == stored.tobytes()
+    assert "dev0" not in StateFolder(tmp_path).state.query_ids
 
 
 def test_observing_without_a_nudge(life, tmp_path):
@@ -881,3 +907,122 @@ def test_the_postprocessor_does_it_all(toy, tmp_path, on_disk):
     assert (report.gamma, report.chosen_by, report.written) == (0.1, "fixed", True)
     assert post.undo(index) == len(world.touched)
     assert world.stored().tobytes() == world.vectors.tobytes()
+
+
+def test_a_postprocessor_in_memory_knows_its_store(toy):
+    """A second store is refused by all that would lose what undoes the first, and is unchanged.
+
+    Afterwards the first is undone bit for bit; then the postprocessor is free for the second.
+    """
+    world = World(toy)
+    post = Toy(world.train, world.dev, FIXED, None)
+    post.encoder = world.encoder
+    other = MemoryIndex(world.ids, world.vectors)
+    post.apply(world.index)
+    again = MemoryIndex(world.ids, world.stored())  # the same store, opened anew
+    post.observe(again, world.dev.queries["dev0"], NEW, query_id="mine")
+    for refused in (
+        post.apply,
+        post.undo,
+        post.choose_gamma_again,
+        lambda index: post.forget(index, "mine"),
+        lambda index: post.observe(index, world.dev.queries["dev1"], "d3"),
+    ):
+        with pytest.raises(ValueError, match="none of the vectors that it moved is in the store"):
+            refused(other)
+    assert other.vectors(world.ids).tobytes() == world.vectors.tobytes()
+    assert post.undo(again) == len(world.touched) + 1
+    assert again.vectors(world.ids).tobytes() == world.vectors.tobytes()
+    assert post.apply(other).moved > 0
+
+
+# Failures of a real disk and a real server.
+
+
+@contextmanager
+def files_limited_to(size):
+    """Let no file grow beyond `size` bytes: a write that would raises, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX's")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("limit", [100, 4_000], ids=["state", "store"])
+@pytest.mark.parametrize("operation", ["nudge", "observe new", "forget", "undo"])
+def test_a_disk_that_takes_no_more(toy, tmp_path, operation, limit):
+    """The state does not fit, or it does and the store's file does not: an error, nothing lost.
+
+    What is left is opened anew, as after the disk was cleared.
+    """
+    before, after = before_and_after(toy, tmp_path / "whole", operation)
+    life = lived(toy, tmp_path / "state")
+    life.index.save(tmp_path / "index.parquet")
+    life.index = FileIndex(tmp_path / "index.parquet")
+    with files_limited_to(limit), pytest.raises(OSError, match="File too large"):
+        OPERATIONS[operation](life)
+    index, folder = FileIndex(tmp_path / "index.parquet"), StateFolder(tmp_path / "state")
+    assert_is_one_of(index.vectors(life.ids), [before])  # one file, all or nothing
+    assert folder.finish(index) is (limit == 4_000)
+    assert_is_one_of(index.vectors(life.ids), [before if limit == 100 else after, life.vectors])
+    folder.undo(index)
+    assert FileIndex(index.path).vectors(life.ids).tobytes() == life.vectors.tobytes()
+
+
+@pytest.mark.parametrize("operation", ["nudge", "observe new", "forget", "undo"])
+def test_a_database_connection_lost_in_mid_write(toy, tmp_path, request, operation):
+    """The server ends the connection while an UPDATE waits for a row that another one locks.
+
+    The error comes through; a new connection finds every row at its base or a target, and finishes
+    or undoes exactly.
+    """
+    psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
+    from nexus_integrations.index.postgres import PostgresIndex
+
+    uri = request.getfixturevalue("postgres_uri")
+    _, after = before_and_after(toy, tmp_path / "whole", operation)
+    life = lived(toy, tmp_path / "state")
+    before, (row,) = life.stored(), life.index.vectors(["d0"])
+    with psycopg.connect(uri, autocommit=True) as other:
+        other.execute(f"CREATE TABLE lost (id text PRIMARY KEY, v vector({len(row)}))")
+        try:
+            other.execute(
+                "INSERT INTO lost SELECT * FROM unnest(%s::text[], %s::text[]::vector[])",
+                (life.ids, [str(vector) for vector in before.tolist()]),
+            )
+            life.index = PostgresIndex(uri, "lost", "id", "v", metric="cosine")
+            lost = life.index.connection.info.backend_pid
+            written = recorded(life.index, pytest.MonkeyPatch())
+            with other.transaction():
+                other.execute("SELECT 1 FROM lost FOR UPDATE")
+
+                def end_it():
+                    with psycopg.connect(uri, autocommit=True) as third:
+                        waits = (
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                            "WHERE pid = %s AND wait_event_type = 'Lock'"
+                        )
+                        for _ in range(1000):
+                            if third.execute(waits, (lost,)).fetchall():
+                                return
+                            sleep(0.01)
+
+                thread = Thread(target=end_it)
+                thread.start()
+                with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+                    OPERATIONS[operation](life)
+                thread.join()
+            assert written
+            life.index = PostgresIndex(uri, "lost", "id", "v", metric="cosine")
+            np.testing.assert_allclose(life.stored(), before, atol=1e-6)  # all rows or none
+            folder = StateFolder(tmp_path / "state")
+            assert folder.finish(life.index)
+            expected = life.vectors if operation == "nudge" else after
+            np.testing.assert_allclose(life.stored(), expected, atol=1e-6)
+            assert_undone(life, folder, operation)
+            life.index.connection.close()
+        finally:
+            other.execute("DROP TABLE lost")

@@ -28,6 +28,18 @@ def check_none_missing(ids: Iterable[str], missing: Container[str]) -> None:
             raise KeyError(f"the index holds no document {id_!r}")
 
 
+def check_form(id_: str, stored: str) -> None:
+    """Raise `ValueError` when `id_` is not in the form in which the store lists it, `stored`.
+
+    Were every form taken, what a search finds would not be recognised as what was asked for.
+    """
+    if id_ != stored:
+        raise ValueError(
+            f"the store lists the id {id_!r} as {stored!r}: use that form, for UUIDs "
+            "str(uuid.UUID(id)); ids that LangChain's QdrantVectorStore makes come without dashes"
+        )
+
+
 def check_replacement(
     ids: Sequence[str], vectors: ArrayLike, dimension: int, metric: Metric
 ) -> Floats:

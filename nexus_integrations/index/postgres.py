@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 from nexus_integrations.index.checks import (
     as_hits,
+    check_form,
     check_none_missing,
     check_queries,
     check_replacement,
@@ -252,15 +253,17 @@ class PostgresIndex:
         return -distance if self.metric is Metric.DOT else -(distance**2)
 
     def _key(self, id_: str) -> str:
-        """Return the id in the form in which the column's type prints it."""
+        """Return the id, which must be in the form in which the column's type prints it."""
+        if self._id_type == "text":
+            return id_
         try:
-            if self._id_type == "uuid":
-                return str(UUID(id_))
-            return str(int(id_)) if self._id_type == "bigint" else id_
+            stored = str(UUID(id_)) if self._id_type == "uuid" else str(int(id_))
         except ValueError:
             raise KeyError(
                 f"the index holds no document {id_!r}: ids here are of type {self._id_type}"
             ) from None
+        check_form(id_, stored)
+        return stored
 
     def _type(self, table: str, column: str) -> tuple[str, int]:
         rows = self._execute(sql.SQL(_TYPE), {"table": table, "column": column})

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from nexus_integrations.index.checks import (
     as_hits,
+    check_form,
     check_none_missing,
     check_queries,
     check_replacement,
@@ -38,9 +39,8 @@ class QdrantIndex:
     """A collection of Qdrant, and one of its vectors where it names several.
 
     Qdrant's ids are UUIDs or unsigned integers. Here they are strings: a UUID with dashes in lower
-    case, or decimal digits; on the way in every form that `uuid.UUID` reads will do. Under the
-    cosine Qdrant stores unit vectors, so that is what `vectors` returns. Every point must have the
-    vector.
+    case, or decimal digits; another form of one raises `ValueError`. Under the cosine Qdrant stores
+    unit vectors, so that is what `vectors` returns. Every point must have the vector.
     """
 
     def __init__(self, client: Any, collection: str, vector_name: str | None = None) -> None:
@@ -169,15 +169,19 @@ class QdrantIndex:
 
 
 def _point_id(id_: str) -> str | int:
-    """Return the id as Qdrant wants it; raises `KeyError` for one that it cannot hold."""
-    if id_.isascii() and id_.isdecimal() and int(id_) < 2**64:
-        return int(id_)
+    """Return the id as Qdrant wants it.
+
+    Raises `KeyError` for one that it cannot hold, `ValueError` for another form of one.
+    """
     try:
-        return str(UUID(id_))
+        number = id_.isascii() and id_.isdecimal() and int(id_) < 2**64
+        point: str | int = int(id_) if number else str(UUID(id_))
     except ValueError:
         raise KeyError(
             f"the index holds no document {id_!r}: ids in Qdrant are UUIDs or unsigned integers"
         ) from None
+    check_form(id_, str(point))
+    return point
 
 
 def _check_exact(collection: str, params: Any, quantization: Any) -> None:

@@ -19,7 +19,7 @@ from nexus_integrations.evaluation import (
     metric_depth,
 )
 from nexus_integrations.index.memory import check_vectors
-from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.folder import StateFolder, check_unit
 from nexus_integrations.nudge.gamma import Judges, cross_validated
 from nexus_integrations.nudge.solver import GAMMAS, NUDGE_FT_GAMMAS, Shift, Turn
 from nexus_integrations.nudge.state import NudgeState, Variant, content_hashes
@@ -29,8 +29,6 @@ Solver = Literal["closed-form", "nudge-ft"]
 Rule = Literal["curve", "nudge-ft"]
 Keep = Literal["if-better", "always"]
 
-# How far a stored vector may be from length one where the index does not normalise by itself.
-_UNIT = 1e-3
 # Below this share of its length a vector has not moved: float32 cannot tell.
 _MOVED = 1e-6
 
@@ -168,7 +166,7 @@ def nudge_index(
         rows = {id_: row for row, id_ in enumerate(touched)}
         base = _base_vectors(touched, index, folder)
         check_vectors(touched, base, Metric.COSINE)
-        _check_unit(touched, base, index.metric)
+        check_unit(touched, base, index.metric)
         planned = NudgeState(
             phase="applying",
             variant=config.variant,
@@ -398,16 +396,3 @@ def _check_dev(config: NudgeConfig, dev: RetrievalDataset | None) -> None:
     exact = config.rule == "nudge-ft" and config.variant == "m" and config.gamma is None
     if dev is None and exact:
         raise ValueError('rule="nudge-ft" for variant "m" has no cross-validation: give dev')
-
-
-def _check_unit(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
-    """NUDGE is derived for unit vectors; under the cosine their length does not matter."""
-    if metric is Metric.COSINE:
-        return
-    off = np.abs(np.linalg.norm(vectors, axis=1) - 1)
-    if off.max() > _UNIT:
-        raise ValueError(
-            f"the vector of document {ids[int(off.argmax())]!r} has length "
-            f"{np.linalg.norm(vectors[off.argmax()]):.3f}: NUDGE on an index that ranks by the "
-            f"{metric} needs vectors of length one; store normalised vectors"
-        )

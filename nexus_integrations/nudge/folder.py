@@ -21,6 +21,10 @@ from nexus_integrations.types import Floats, Metric, VectorIndex
 # How far a stored vector may be from one that was written: stores keep float32, some in other
 # units or after normalising once more.
 _SAME = 1e-4
+# How far a question's vector may be from length one, and a stored one where the index does not
+# normalise by itself.
+_UNIT = 1e-3
+_SAMPLE = 100  # documents that tell a store from others
 
 
 class StateFolder:
@@ -49,6 +53,11 @@ class StateFolder:
     def state(self) -> NudgeState | None:
         """The state as last written, observations included; None when nothing is moved."""
         return self._state
+
+    @property
+    def settled(self) -> bool:
+        """Whether the store is known to hold what the state says, no operation being cut off."""
+        return not self._unsettled
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -133,8 +142,9 @@ class StateFolder:
         `query` is the question's unit vector, float32 (dimension,); `fingerprint`, where given, is
         that of its encoder, which must be the nudge's. Of `content`, the document's text, a hash
         alone is kept. γ stays. Raises `ValueError` when nothing is nudged yet, the question's id is
-        taken, the encoder is another or a vector does not fit, and `KeyError` for an unknown
-        document, each before anything is written.
+        taken, the encoder is another or a vector does not fit or is not of length one (the
+        document's may have any under the cosine), and `KeyError` for an unknown document, each
+        before anything is written.
         """
         with self.locked():
             self.finish(index)
@@ -154,8 +164,15 @@ class StateFolder:
                     f"expected a finite question vector of shape {state.base.shape[1:]}, got one "
                     f"of shape {vector.shape}"
                 )
+            if abs(np.linalg.norm(vector) - 1) > _UNIT:  # it would weigh more or less than others
+                raise ValueError(
+                    f"the question's vector has length {np.linalg.norm(vector):.3f}: NUDGE sums "
+                    "vectors of length one; divide it by its length"
+                )
             stored = index.vectors([document_id])  # raises for an unknown document
             check_vectors([document_id], stored, Metric.COSINE)
+            if document_id not in state.rows:  # one that is there was checked before it moved
+                check_unit([document_id], stored, index.metric)
             observation = Observation(
                 query_id=query_id,
                 document_id=document_id,
@@ -293,6 +310,33 @@ class StateFolder:
             self._unsettled = state is not None and (
                 state.phase != "applied" or observed is not None
             )
+
+
+def check_unit(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
+    """Raise `ValueError`, which names the worst id, for vectors, (n, dimension), off length one.
+
+    NUDGE is derived for unit vectors; under the cosine their length does not matter.
+    """
+    if metric is Metric.COSINE:
+        return
+    lengths = np.linalg.norm(vectors, axis=1)
+    worst = int(np.abs(lengths - 1).argmax())
+    if abs(lengths[worst] - 1) > _UNIT:
+        raise ValueError(
+            f"the vector of document {ids[worst]!r} has length {lengths[worst]:.3f}: NUDGE on an "
+            f"index that ranks by the {metric} needs vectors of length one; store normalised "
+            "vectors"
+        )
+
+
+def belongs(state: NudgeState, index: VectorIndex) -> bool:
+    """Tell whether the index is the one that `state` nudged, by some of the vectors moved there."""
+    sample = state.with_documents(range(min(_SAMPLE, len(state.document_ids))))
+    targets = sample.targets()
+    moved = np.flatnonzero(~_same(sample.base, targets)).tolist()
+    present = _present(sample.document_ids, index, moved)
+    stored = index.vectors([sample.document_ids[row] for row in present])
+    return not moved or bool(_same(stored, targets[present]).any())
 
 
 def restore(state: NudgeState, index: VectorIndex) -> int:

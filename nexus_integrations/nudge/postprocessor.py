@@ -13,7 +13,7 @@ from nexus_integrations.nudge.apply import (
     choose_gamma_again,
     nudge_index,
 )
-from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.folder import StateFolder, belongs
 from nexus_integrations.types import Encoder, VectorIndex
 
 Source = TypeVar("Source")
@@ -24,7 +24,8 @@ class Postprocessor(ABC, Generic[Source]):
 
     The ids of documents in the datasets are their ids in the store. What undoes a nudge is kept in
     `state_dir`, from where another process can undo it too, or as long as this object when that is
-    None. Applying again starts from the base vectors, not from moved ones.
+    None. A state belongs to one store. Applying again starts from the base vectors, not from moved
+    ones.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class Postprocessor(ABC, Generic[Source]):
         Raises `NotImplementedError` for a store that is not supported, and what
         `nexus_integrations.nudge_index` raises, before anything is written.
         """
-        index = self.open_index(source)
+        index = self._open(source)
         return nudge_index(
             index, self.encoder, self.train, self.dev, self.config, state_dir=self._state()
         )
 
     def undo(self, source: Source) -> int:
         """Put the base vectors back and return how many documents were restored, 0 if none."""
-        return self._state().undo(self.open_index(source))
+        return self._state().undo(self._open(source))
 
     def observe(
         self,
@@ -86,7 +87,7 @@ class Postprocessor(ABC, Generic[Source]):
         id_ = f"observed-{uuid4().hex}" if query_id is None else query_id
         vector = self.encoder.encode_queries([query])[0]
         self._state().observe(
-            self.open_index(source),
+            self._open(source),
             vector,
             document_id,
             query_id=id_,
@@ -103,7 +104,7 @@ class Postprocessor(ABC, Generic[Source]):
         if isinstance(which, str):
             which = {which}
         accepts = which if callable(which) else frozenset(which).__contains__
-        return self._state().forget(self.open_index(source), accepts)
+        return self._state().forget(self._open(source), accepts)
 
     def refresh(self, source: Source, corpus: Mapping[str, str] | None = None) -> dict[str, int]:
         """Bring store and state back in line after documents were deleted, changed or re-ingested.
@@ -116,8 +117,20 @@ class Postprocessor(ABC, Generic[Source]):
     def choose_gamma_again(self, source: Source) -> NudgeReport:
         """Choose γ anew for the questions that the state holds, and move the documents to it."""
         return choose_gamma_again(
-            self.open_index(source), self.encoder, self.dev, self.config, state_dir=self._state()
+            self._open(source), self.encoder, self.dev, self.config, state_dir=self._state()
         )
+
+    def _open(self, source: Source) -> VectorIndex:
+        """Open the source; another store than the one of a state in memory raises `ValueError`."""
+        index = self.open_index(source)
+        state = self._memory.state
+        if state is not None and self._memory.settled and not belongs(state, index):
+            raise ValueError(
+                "this postprocessor keeps, in memory, what undoes the nudge of a store, and none "
+                "of the vectors that it moved is in the store given: for another store use another "
+                "postprocessor, or a state_dir each; if it was ingested anew, call refresh"
+            )
+        return index
 
     def _state(self) -> StateFolder:
         # Opened anew each time: another process may have nudged or undone since.
