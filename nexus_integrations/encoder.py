@@ -1,4 +1,4 @@
-"""Text to unit vectors: a sentence-transformers backbone with a head per role."""
+"""Text to unit vectors: a backbone with a head per role."""
 
 import hashlib
 import json
@@ -6,21 +6,28 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from nexus_integrations.backends import Role
-from nexus_integrations.backends.torch import TorchBackbone
+from nexus_integrations.backends import (
+    Backbone,
+    Backend,
+    Precision,
+    Role,
+    is_runtime_folder,
+    load_backbone,
+)
 from nexus_integrations.data import check_texts
 from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.source import DEFAULT_MODEL, find_model, sha256_of
 from nexus_integrations.types import Floats
 
 _MANIFEST = "nexus.json"
+_BACKBONE = "backbone"
 _FORMAT = "nexus-encoder"
 _VERSION = 1
 
@@ -34,7 +41,7 @@ class DendriticEncoder:
 
     def __init__(
         self,
-        backbone: TorchBackbone,
+        backbone: Backbone,
         *,
         query_head: DendriticHead | None = None,
         document_head: DendriticHead | None = None,
@@ -58,27 +65,47 @@ class DendriticEncoder:
         self._warned: set[str] = set()
 
     @classmethod
-    def load(cls, model: str | Path | None = None, *, device: str = "cpu") -> "DendriticEncoder":
-        """Load a saved encoder, or a plain sentence-transformers model without heads.
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        backend: Backend = "auto",
+        precision: Precision | None = None,
+        num_threads: int | None = None,
+    ) -> "DendriticEncoder":
+        """Load a saved or exported encoder, or a plain sentence-transformers model without heads.
 
         `model` is a folder or a hub name, by default all-MiniLM-L6-v2; see `source.find_model` for
-        where it is looked for. Raises `FileNotFoundError` when it is nowhere and `ValueError` when
-        a folder is damaged, was tampered with, or holds no model.
+        where it is looked for. How it runs changes its vectors by `precision` alone: by default
+        float32, or what an exported folder was exported in. `num_threads` is how many threads
+        compute one batch.
+
+        Raises `FileNotFoundError` when the model is nowhere, `ValueError` when a folder is damaged,
+        was tampered with, holds no model, or does not run in this way, and `ImportError` when a
+        library that it takes is missing.
         """
+        read = partial(
+            load_backbone,
+            backend=backend,
+            precision=precision,
+            device=device,
+            num_threads=num_threads,
+        )
         folder = find_model(str(model if model is not None else DEFAULT_MODEL))
         if not (folder / _MANIFEST).is_file():
-            return cls(TorchBackbone.load(folder, device))
+            return cls(read(folder))
         manifest = _verified_manifest(folder)
         heads = {
             name: DendriticHead.load(folder / name) for name in set(manifest["heads"].values())
         }
         by_role = {role: heads[name] for role, name in manifest["heads"].items()}
         encoder = cls(
-            TorchBackbone.load(folder / "backbone", device),
+            read(folder / _BACKBONE),
             query_head=by_role.get("query"),
             document_head=by_role.get("document"),
         )
-        if encoder.fingerprint != manifest["fingerprint"]:
+        if encoder._float32_fingerprint != manifest["fingerprint"]:
             raise ValueError(
                 f"{folder} does not give the vectors it was saved with: its fingerprint differs. "
                 "It was altered, or a library reads the model differently"
@@ -99,9 +126,10 @@ class DendriticEncoder:
     def fingerprint(self) -> str:
         """SHA-256, in hex, over all that a vector depends on beside its text.
 
-        That is the backbone's weights, pooling, prompts and maximal length, and both heads.
+        That is the backbone's weights, pooling, prompts, maximal length and precision, and both
+        heads. The backend has no part in it: in float32 all give the same vectors.
         """
-        return self._digest(self.query_head, self.document_head)
+        return _digest(self.backbone.digest, self.query_head, self.document_head)
 
     @property
     def document_fingerprint(self) -> str:
@@ -109,7 +137,12 @@ class DendriticEncoder:
 
         Encoders that differ in their query head alone share it: they can share stored vectors.
         """
-        return self._digest(self.document_head)
+        return _digest(self.backbone.digest, self.document_head)
+
+    @property
+    def _float32_fingerprint(self) -> str:
+        """What tells a saved encoder from others, in whatever precision it runs."""
+        return _digest(self.backbone.float32_digest, self.query_head, self.document_head)
 
     def encode_queries(self, texts: Sequence[str]) -> Floats:
         """Return one unit row per query: float32 (n, dimension).
@@ -155,17 +188,34 @@ class DendriticEncoder:
     def save(self, folder: str | Path) -> None:
         """Write backbone, heads and a manifest of hashes: safetensors and JSON, no training text.
 
-        The folder appears whole or not at all; one that an encoder was saved to is replaced. Raises
-        `FileExistsError` for a folder that holds something else, and `OSError` when it cannot be
-        written.
+        The folder appears whole or not at all; one that an encoder was saved to is replaced. The
+        backbone is written in float32, whatever it runs in; that of an exported folder is copied.
+        Raises `FileExistsError` for a folder that holds something else, and `OSError` when it
+        cannot be written.
         """
         target = Path(folder)
         if target.exists() and any(target.iterdir()) and not (target / _MANIFEST).is_file():
             raise FileExistsError(f"{target} holds something other than a saved encoder")
+        self._write(target, self.backbone.save)
+
+    def export(self, folder: str | Path, precision: Precision | None = None) -> None:
+        """Write a folder that `load` reads without PyTorch: the backbone as ONNX, and the heads.
+
+        `precision` is "float32", "int8" or "auto", by default the encoder's own. The folder appears
+        whole or not at all; one that an encoder was exported to is replaced. Raises
+        `FileExistsError` for a folder that holds something else, a saved encoder too, whose weights
+        it would replace; else what `Backbone.export` raises.
+        """
+        target = Path(folder)
+        if target.exists() and any(target.iterdir()) and not is_runtime_folder(target / _BACKBONE):
+            raise FileExistsError(f"{target} holds something other than an exported encoder")
+        self._write(target, partial(self.backbone.export, precision=precision))
+
+    def _write(self, target: Path, write_backbone: Callable[[Path], None]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            self.backbone.save(draft / "backbone")
+            write_backbone(draft / _BACKBONE)
             heads = {}
             for role, head in (("query", self.query_head), ("document", self.document_head)):
                 if head is not None:
@@ -176,8 +226,7 @@ class DendriticEncoder:
             manifest = {
                 "format": _FORMAT,
                 "version": _VERSION,
-                "fingerprint": self.fingerprint,
-                "document_fingerprint": self.document_fingerprint,
+                "fingerprint": self._float32_fingerprint,
                 "dimension": self.dimension,
                 "max_length": self.max_length,
                 "normalised": True,
@@ -201,42 +250,53 @@ class DendriticEncoder:
         """Write a plain sentence-transformers folder, which any of its users loads.
 
         Possible when both roles share one linear head, or have none: it becomes one `Dense` layer.
-        Raises `ValueError` for other heads: dendrites are no `Dense`.
+        Raises `ValueError` for other heads, dendrites being no `Dense`, and for an encoder that was
+        exported; `ImportError` without PyTorch.
         """
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
-
         head = self.query_head
         if head is not self.document_head or (head is not None and head.dendrites):
             raise ValueError(
                 "only one linear head, shared by both roles, is a plain sentence-transformers "
                 "model: train with side='both', dendrites=0, or use save"
             )
-        modules = list(self.backbone.model)
+        backbone = self.backbone
+        runs = (backbone.backend, backbone.precision)
+        if runs != ("torch", "float32") and backbone.folder is not None:
+            backbone = load_backbone(backbone.folder, backend="torch", precision="float32")
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+        from nexus_integrations.backends.torch import TorchBackbone
+
+        if not isinstance(backbone, TorchBackbone):
+            raise ValueError(f"a {type(backbone).__name__} is no sentence-transformers model")
+        modules = list(backbone.model)
         if head is not None:
             dense = Dense(self.dimension, self.dimension, bias=False, activation_function=None)
             weight = np.eye(self.dimension, dtype=np.float32) + head.weight
             dense.load_state_dict({"linear.weight": torch.from_numpy(weight)})
             modules += [dense, Normalize()]  # (I + W)v needs no unit v: its length cancels
-        prompts = {name: text or "" for name, text in self.backbone.model.prompts.items()}
+        prompts = {name: text or "" for name, text in backbone.model.prompts.items()}
         plain = SentenceTransformer(modules=modules, prompts=prompts)
         TorchBackbone(plain).save(Path(folder))
-
-    def _digest(self, *heads: DendriticHead | None) -> str:
-        digest = hashlib.sha256(self.backbone.digest.encode())
-        for head in heads:
-            # An untrained head changes no vector, so it does not change the fingerprint.
-            arrays = {} if head is None or head.is_identity else head.arrays
-            digest.update(f"head {len(arrays)}".encode())
-            for name, array in sorted(arrays.items()):
-                digest.update(f"{name} {array.shape}".encode())
-                digest.update(array.tobytes())
-        return digest.hexdigest()
 
     def _warn_once(self, kind: str, count: int, what: str) -> None:
         if count and kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"{count} of the texts {what}", UserWarning, stacklevel=4)
+
+
+def _digest(backbone: str, *heads: DendriticHead | None) -> str:
+    digest = hashlib.sha256(backbone.encode())
+    for head in heads:
+        # An untrained head changes no vector, so it does not change the fingerprint.
+        arrays = {} if head is None or head.is_identity else head.arrays
+        digest.update(f"head {len(arrays)}".encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _readable(text: str) -> str:

@@ -3,15 +3,18 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from nexus_integrations.backends import Role
+from nexus_integrations.backends import Backend, Precision, Role
+from nexus_integrations.batching import EmbeddingQueue, parts
+from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.types import Floats
 
 IN_MEMORY = "(in memory)"
 """The model's name of an encoder that was given, not loaded."""
@@ -19,23 +22,53 @@ IN_MEMORY = "(in memory)"
 _T = TypeVar("_T")
 _Version = tuple[str, int, int]
 
-_loaded: "WeakValueDictionary[tuple[str, str, _Version | None], DendriticEncoder]" = (
-    WeakValueDictionary()
-)
-_loading = threading.Lock()
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """Which encoder: what `DendriticEncoder.load` is given."""
+
+    model: str
+    device: str = "cpu"
+    backend: Backend = "auto"
+    precision: Precision | None = None
+    num_threads: int | None = None
+
+
+class _Process:
+    """What belongs to one process; a fork starts with another one, without the locks of the old."""
+
+    def __init__(self) -> None:
+        self.loading = threading.Lock()
+        self.queueing = threading.Lock()
+        self.loaded: WeakValueDictionary[
+            tuple[EncoderSettings, _Version | None], DendriticEncoder
+        ] = WeakValueDictionary()
+        self.queues: WeakKeyDictionary[DendriticEncoder, EmbeddingQueue] = WeakKeyDictionary()
+        self.loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nexus-loading")
+
+
+_process = _Process()
+
+
+def _begin_process() -> None:
+    global _process
+    _process = _Process()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_process)
 
 
 class SharedEncoder:
-    """The encoder of one model on one device, loaded on first use and once per process.
+    """The encoder of one model, run in one way, loaded on first use and once per process.
 
-    Copies are the object itself; a pickle holds name, device and fingerprint, so that another
-    process loads the same model or says that it is not the same any more.
+    Copies are the object itself; a pickle holds settings and fingerprint, so that another process
+    loads the same model or says that it is not the same any more.
     """
 
-    def __init__(self, model: str, device: str = "cpu", fingerprint: str | None = None) -> None:
+    def __init__(self, settings: EncoderSettings, fingerprint: str | None = None) -> None:
         """Name an encoder; `fingerprint`, where given, is what it must have once loaded."""
-        self.model = model
-        self.device = device
+        self.settings = settings
         self.fingerprint = fingerprint
         """The encoder's fingerprint as far as known: None before the encoder is loaded."""
         self._encoder: DendriticEncoder | None = None
@@ -44,8 +77,14 @@ class SharedEncoder:
     @classmethod
     def of(cls, encoder: DendriticEncoder) -> "SharedEncoder":
         """Hold an encoder that is in memory."""
-        model = getattr(encoder.backbone, "model", None)  # not every backbone is a torch model
-        shared = cls(IN_MEMORY, str(getattr(model, "device", "cpu")), encoder.fingerprint)
+        backbone = encoder.backbone
+        settings = EncoderSettings(
+            model=IN_MEMORY,
+            device=backbone.device,
+            backend=backbone.backend,
+            precision=backbone.precision,
+        )
+        shared = cls(settings, encoder.fingerprint)
         shared._encoder = encoder
         return shared
 
@@ -56,16 +95,46 @@ class SharedEncoder:
         whose fingerprint was recorded.
         """
         if self._encoder is None:
-            encoder = _load(self.model, self.device)
+            encoder = _load(self.settings)
             if self.fingerprint not in (None, encoder.fingerprint):
                 raise ValueError(
-                    f"model {self.model!r} has the fingerprint {encoder.fingerprint[:12]}…, but "
-                    f"{self.fingerprint[:12]}… was recorded: the model was replaced since, and its "
-                    "vectors do not mix with stored ones. Restore the model, or leave out "
-                    "`fingerprint` and index anew"
+                    f"model {self.settings.model!r} in {encoder.backbone.precision} has the "
+                    f"fingerprint {encoder.fingerprint[:12]}…, but {self.fingerprint[:12]}… was "
+                    "recorded: the model was replaced since, or runs in another precision, and its "
+                    "vectors do not mix with stored ones. Restore the model or the precision, or "
+                    "leave out `fingerprint` and index anew"
                 )
             self._encoder, self.fingerprint = encoder, encoder.fingerprint
         return self._encoder
+
+    def embed(self, texts: Sequence[str], role: Role, *, gather: bool = True) -> list[list[float]]:
+        """Return a unit vector per text, as Python floats.
+
+        The encoder's one thread does it: with `gather` together with what other callers want,
+        without a wait, and long lists in parts, so that others get their turn. Raises what `get`
+        raises, and `TypeError` for what is no list of texts.
+        """
+        check_texts(texts)
+        rows = _Rows(texts)
+        for part, future in rows.submitted(self.get(), role, gather):
+            try:
+                rows.take(part, future.result())
+            finally:
+                future.cancel()  # for an interrupted wait; otherwise it is done
+        return rows.vectors
+
+    async def aembed(
+        self, texts: Sequence[str], role: Role, *, gather: bool = True
+    ) -> list[list[float]]:
+        """Return what `embed` returns while the event loop goes on."""
+        check_texts(texts)
+        encoder = self._encoder
+        if encoder is None:
+            encoder = await in_background(self.get)
+        rows = _Rows(texts)
+        for part, future in rows.submitted(encoder, role, gather):
+            rows.take(part, await asyncio.wrap_future(future))
+        return rows.vectors
 
     def cache_namespace(self, role: Role) -> str:
         """Return what a cache of this role's vectors should be keyed by beside the text.
@@ -86,19 +155,19 @@ class SharedEncoder:
 
     def public_name(self) -> str:
         """Return the model's name without its path, which can tell whose model it is."""
-        path = Path(self.model)
-        return "(local folder)" if path.is_absolute() or path.is_dir() else self.model
+        path = Path(self.settings.model)
+        return "(local folder)" if path.is_absolute() or path.is_dir() else self.settings.model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharedEncoder":
         return self
 
-    def __reduce__(self) -> tuple[type["SharedEncoder"], tuple[str, str, str | None]]:
-        if self.model == IN_MEMORY:
+    def __reduce__(self) -> tuple[type["SharedEncoder"], tuple[EncoderSettings, str | None]]:
+        if self.settings.model == IN_MEMORY:
             raise TypeError(
                 "an encoder in memory cannot be pickled: save it with encoder.save(folder) and "
                 "give the folder as model_name"
             )
-        return SharedEncoder, (self.model, self.device, self.fingerprint)
+        return SharedEncoder, (self.settings, self.fingerprint)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SharedEncoder) and self._key() == other._key()
@@ -106,37 +175,64 @@ class SharedEncoder:
     def __hash__(self) -> int:
         return hash(self._key())
 
-    def _key(self) -> tuple[str, str, str | None]:
-        return self.model, self.device, self.fingerprint if self.model == IN_MEMORY else None
+    def _key(self) -> tuple[EncoderSettings, str | None]:
+        return self.settings, self.fingerprint if self.settings.model == IN_MEMORY else None
+
+
+class _Rows:
+    """The vectors of one call, which come in parts."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self.vectors: list[list[float]] = [[]] * len(texts)
+
+    def submitted(
+        self, encoder: DendriticEncoder, role: Role, gather: bool
+    ) -> "Iterator[tuple[list[int], Future[Floats]]]":
+        """Queue part after part, the next one when the last is taken: others come in between."""
+        queue = _queue_of(encoder)
+        encode = encoder.encode_queries if role == "query" else encoder.encode_documents
+        for part in parts(self._texts):
+            texts = [self._texts[row] for row in part]
+            yield part, queue.submit(encode, texts, role, alone=not gather)
+
+    def take(self, part: list[int], vectors: Floats) -> None:
+        """Put the vectors of a part, float32 (n, dimension), in their places."""
+        for row, vector in zip(part, vectors.tolist(), strict=True):
+            self.vectors[row] = vector
 
 
 async def in_background(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call `function` in the process's one embedding thread, while the event loop goes on.
-
-    Calls queue up: embedding gains nothing from threads side by side, and memory does not grow with
-    the number of callers.
-    """
+    """Call `function`, which may load a model, in a thread, while the event loop goes on."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_embedding_thread(os.getpid()), function, *arguments)
+    return await loop.run_in_executor(_process.loader, function, *arguments)
 
 
-@cache
-def _embedding_thread(process: int) -> ThreadPoolExecutor:
-    # By process: a fork copies the executor without its thread.
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="nexus-embedding")
+def _queue_of(encoder: DendriticEncoder) -> EmbeddingQueue:
+    with _process.queueing:
+        queue = _process.queues.get(encoder)
+        if queue is None:
+            queue = _process.queues[encoder] = EmbeddingQueue()
+        return queue
 
 
-def _load(model: str, device: str) -> DendriticEncoder:
-    if model == IN_MEMORY:
+def _load(settings: EncoderSettings) -> DendriticEncoder:
+    if settings.model == IN_MEMORY:
         raise ValueError(
             "this describes an encoder that was in memory only: save it with encoder.save(folder) "
             "and give the folder as model_name"
         )
-    key = (model, device, _version(Path(model).expanduser()))
-    with _loading:
-        encoder = _loaded.get(key)
+    key = (settings, _version(Path(settings.model).expanduser()))
+    with _process.loading:
+        encoder = _process.loaded.get(key)
         if encoder is None:
-            encoder = _loaded[key] = DendriticEncoder.load(model, device=device)
+            encoder = _process.loaded[key] = DendriticEncoder.load(
+                settings.model,
+                device=settings.device,
+                backend=settings.backend,
+                precision=settings.precision,
+                num_threads=settings.num_threads,
+            )
         return encoder
 
 

@@ -53,13 +53,17 @@ class ToyEncoder:
 
 
 class TableBackbone:
-    """Stands in for a `TorchBackbone`: looks vectors up and records what it was asked."""
+    """Stands in for a `Backbone`: looks vectors up and records what it was asked."""
 
+    folder = None
+    backend = "torch"
+    precision = "float32"
+    device = "cpu"
     max_length = 256
 
     def __init__(self, table: Mapping[str, Floats], digest: str = "table") -> None:
         self.table = dict(table)
-        self.digest = digest
+        self.digest = self.float32_digest = digest
         self.asked: list[tuple[str, str]] = []
 
     @property

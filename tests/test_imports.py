@@ -17,7 +17,7 @@ FRAMEWORKS = ("llama_index", "langchain", "langchain_core", "langchain_community
 LAYERS = (
     ("types", "progress", "source"),
     ("data", "dendrite", "index", "nudge.solver"),
-    ("backends", "encoder", "evaluation", "foreign", "nudge", "training"),
+    ("backends", "batching", "encoder", "evaluation", "foreign", "nudge", "training"),
     ("registry", "plots", "report", "jobs", "demo", "cli", "llama_index", "langchain"),
 )
 

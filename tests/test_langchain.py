@@ -147,7 +147,7 @@ async def test_async_inputs(tiny_model):
 
 async def test_async_equals_sync(tuned, monkeypatch):
     """Every async method gives what its sync twin gives, also in several parts."""
-    monkeypatch.setattr("nexus_integrations.langchain.embedding._ASYNC_PART", 2)
+    monkeypatch.setattr("nexus_integrations.batching._TEXTS", 2)
     embeddings = NexusEmbeddings(model_name=tuned)
     rows = await embeddings.aembed_documents(TEXTS)
     np.testing.assert_allclose(rows, embeddings.embed_documents(TEXTS), atol=1e-6)
@@ -156,7 +156,7 @@ async def test_async_equals_sync(tuned, monkeypatch):
 
 async def test_event_loop_goes_on(table_encoder, monkeypatch):
     """While documents are embedded the loop ticks, and a query gets its turn between parts."""
-    monkeypatch.setattr("nexus_integrations.langchain.embedding._ASYNC_PART", 1)
+    monkeypatch.setattr("nexus_integrations.batching._TEXTS", 1)
     encoder = table_encoder(dict.fromkeys(TEXTS, (1, 0)))
     encode = encoder.backbone.encode
 
@@ -188,6 +188,10 @@ def test_dump_round_trip(tuned):
     assert described == {
         "model_name": str(tuned),
         "device": "cpu",
+        "backend": "auto",
+        "precision": None,
+        "num_threads": None,
+        "micro_batching": True,
         "fingerprint": DendriticEncoder.load(tuned).fingerprint,
     }
     again = NexusEmbeddings(**described)

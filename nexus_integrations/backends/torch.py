@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging
 
-from nexus_integrations.backends import Role
+from nexus_integrations.backends import Precision, Role
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.types import Floats
 
@@ -34,8 +34,12 @@ class TorchBackbone:
     and two cores gain nothing from threads side by side.
     """
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    backend: Literal["torch"] = "torch"
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+
+    def __init__(self, model: SentenceTransformer, folder: Path | None = None) -> None:
         self.model = model.eval()
+        self.folder = folder
         self._lock = threading.Lock()
 
     @classmethod
@@ -56,11 +60,16 @@ class TorchBackbone:
         with _loading:
             backbone = _loaded.get(key)
             if backbone is None:
-                new = cls(_read(folder, device))
+                new = cls(_read(folder, device), folder)
                 # A copy in another folder, as a saved encoder has one, is the same backbone.
                 same = (b for k, b in _loaded.items() if k[1] == device and b.digest == new.digest)
                 backbone = _loaded[key] = next(same, new)
             return backbone
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu", "cuda:0", "mps"."""
+        return str(self.model.device)
 
     @property
     def dimension(self) -> int:
@@ -90,6 +99,11 @@ class TorchBackbone:
         }
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+    @property
+    def float32_digest(self) -> str:
+        """The `digest` that this model has in float32."""
+        return self.digest
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Return how many texts are longer than `max_length` word pieces."""
@@ -121,6 +135,10 @@ class TorchBackbone:
         """Write a plain sentence-transformers folder, without a model card."""
         with without_progress_bars():
             self.model.save(str(folder), create_model_card=False, safe_serialization=True)
+
+    def export(self, folder: Path, precision: Precision | None = None) -> None:
+        """Write a runtime folder."""
+        raise NotImplementedError("the export to ONNX is being built")
 
 
 @contextmanager

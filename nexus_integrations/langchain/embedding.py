@@ -14,14 +14,10 @@ from pydantic import (
     computed_field,
 )
 
-from nexus_integrations.backends import Role
-from nexus_integrations.data import check_texts
+from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.registry import SharedEncoder, in_background
+from nexus_integrations.registry import EncoderSettings, SharedEncoder
 from nexus_integrations.source import DEFAULT_MODEL
-
-# Between parts of this many documents an async query gets its turn.
-_ASYNC_PART = 256
 
 
 class NexusEmbeddings(BaseModel, Embeddings):
@@ -30,7 +26,8 @@ class NexusEmbeddings(BaseModel, Embeddings):
     The model loads on first use, once per process, and instances carry its name alone: they copy,
     pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
     its folder makes a new instance. Queries and documents are embedded under their own roles, as
-    unit vectors; the async methods queue in one thread and leave the event loop free.
+    unit vectors. All calls queue for one thread, which embeds what is waiting in one batch; the
+    async methods leave the event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
     nowhere and `ValueError` for a damaged one, or for one that is not of the recorded
@@ -44,7 +41,24 @@ class NexusEmbeddings(BaseModel, Embeddings):
         validation_alias=AliasChoices("model_name", "model"),
         description="A folder of a saved encoder or a sentence-transformers model, or a hub name.",
     )
-    device: str = Field(default="cpu", description="The torch device that the model runs on.")
+    device: str = Field(default="cpu", description="The device that the model runs on.")
+    backend: Backend = Field(
+        default="auto",
+        description="What runs the model: torch, onnx (ONNX Runtime), or the faster one that is "
+        "there; the vectors are the same.",
+    )
+    precision: Precision | None = Field(
+        default=None,
+        description="float32, bfloat16, int8, or auto: the fastest with a negligible loss. By "
+        "default float32, or what the model's folder was exported in.",
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="How many threads compute one batch; all cores by default."
+    )
+    micro_batching: bool = Field(
+        default=True,
+        description="Embed calls that wait at the same time together; none waits for others.",
+    )
     recorded_fingerprint: str | None = Field(
         default=None,
         validation_alias="fingerprint",
@@ -56,16 +70,19 @@ class NexusEmbeddings(BaseModel, Embeddings):
 
     def model_post_init(self, context: Any, /) -> None:
         """Name the encoder; nothing is loaded."""
-        self._shared = SharedEncoder(self.model_name, self.device, self.recorded_fingerprint)
+        self._shared = SharedEncoder(self._settings(), self.recorded_fingerprint)
 
     @classmethod
     def from_encoder(cls, encoder: DendriticEncoder) -> "NexusEmbeddings":
-        """Use an encoder that is in memory, on its device.
+        """Use an encoder that is in memory, as it runs.
 
         Such an instance does not pickle (`TypeError`): save the encoder, and give its folder.
         """
         shared = SharedEncoder.of(encoder)
-        embeddings = cls(model_name=shared.model, device=shared.device)
+        how = shared.settings
+        embeddings = cls(
+            model_name=how.model, device=how.device, backend=how.backend, precision=how.precision
+        )
         embeddings._shared = shared
         return embeddings
 
@@ -73,13 +90,9 @@ class NexusEmbeddings(BaseModel, Embeddings):
     def encoder(self) -> DendriticEncoder:
         """The encoder behind this embedding model, loaded on first use.
 
-        Raises `ValueError` when `model_name` or `device` were changed after construction.
+        Raises `ValueError` when the model, or how it runs, was changed after construction.
         """
-        if (self.model_name, self.device) != (self._shared.model, self._shared.device):
-            raise ValueError(
-                "model_name or device was changed after construction: make a new NexusEmbeddings"
-            )
-        return self._shared.get()
+        return self._bound().get()
 
     @computed_field(repr=False)  # type: ignore[prop-decorator]
     @property
@@ -101,29 +114,33 @@ class NexusEmbeddings(BaseModel, Embeddings):
 
         Raises `TypeError` for a bare string and for an item that is not text.
         """
-        return self._embed(texts, "document")
+        return self._bound().embed(texts, "document", gather=self.micro_batching)
 
     def embed_query(self, text: str) -> list[float]:
         """Return the query's unit vector, as Python floats."""
-        return self._embed([text], "query")[0]
+        return self._bound().embed([text], "query", gather=self.micro_batching)[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return a unit vector per text while the event loop goes on."""
-        check_texts(texts)
-        rows: list[list[float]] = []
-        for start in range(0, len(texts), _ASYNC_PART):
-            part = texts[start : start + _ASYNC_PART]
-            rows += await in_background(self._embed, part, "document")
-        return rows
+        return await self._bound().aembed(texts, "document", gather=self.micro_batching)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Return the query's unit vector while the event loop goes on."""
-        return (await in_background(self._embed, [text], "query"))[0]
+        return (await self._bound().aembed([text], "query", gather=self.micro_batching))[0]
 
-    def _embed(self, texts: list[str], role: Role) -> list[list[float]]:
-        encoder = self.encoder
-        encode = encoder.encode_queries if role == "query" else encoder.encode_documents
-        rows: list[list[float]] = encode(texts).tolist()
-        if len(rows) != len(texts):
-            raise RuntimeError(f"the encoder gave {len(rows)} vectors for {len(texts)} texts")
-        return rows
+    def _settings(self) -> EncoderSettings:
+        return EncoderSettings(
+            model=self.model_name,
+            device=self.device,
+            backend=self.backend,
+            precision=self.precision,
+            num_threads=self.num_threads,
+        )
+
+    def _bound(self) -> SharedEncoder:
+        if self._settings() != self._shared.settings:
+            raise ValueError(
+                "the model, or how it runs, was changed after construction: make a new "
+                "NexusEmbeddings"
+            )
+        return self._shared

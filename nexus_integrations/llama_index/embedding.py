@@ -9,7 +9,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_field
 
-from nexus_integrations.backends import Role
+from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
 from nexus_integrations.llama_index.redaction import (
@@ -18,7 +18,7 @@ from nexus_integrations.llama_index.redaction import (
     stand_ins,
     without_span,
 )
-from nexus_integrations.registry import SharedEncoder, in_background
+from nexus_integrations.registry import EncoderSettings, SharedEncoder
 from nexus_integrations.source import DEFAULT_MODEL
 
 # These belong to a process: another one that unpickles an embedding has its own.
@@ -31,7 +31,8 @@ class NexusEmbedding(BaseEmbedding):
     The model loads on first use, once per process, and instances carry its name alone: they copy,
     pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
     its folder makes a new instance. Queries and texts are embedded under their own roles, as unit
-    vectors; the async methods queue in one thread and leave the event loop free.
+    vectors. All calls queue for one thread, which embeds what is waiting in one batch; the async
+    methods leave the event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
     nowhere and `ValueError` for a damaged one, or for one that is not of the recorded
@@ -44,7 +45,24 @@ class NexusEmbedding(BaseEmbedding):
         default=DEFAULT_MODEL,
         description="A folder of a saved encoder or a sentence-transformers model, or a hub name.",
     )
-    device: str = Field(default="cpu", description="The torch device that the model runs on.")
+    device: str = Field(default="cpu", description="The device that the model runs on.")
+    backend: Backend = Field(
+        default="auto",
+        description="What runs the model: torch, onnx (ONNX Runtime), or the faster one that is "
+        "there; the vectors are the same.",
+    )
+    precision: Precision | None = Field(
+        default=None,
+        description="float32, bfloat16, int8, or auto: the fastest with a negligible loss. By "
+        "default float32, or what the model's folder was exported in.",
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="How many threads compute one batch; all cores by default."
+    )
+    micro_batching: bool = Field(
+        default=True,
+        description="Embed calls that wait at the same time together; none waits for others.",
+    )
     embed_batch_size: int = Field(
         default=64, gt=0, le=2048, description="How many texts make one batch, and one event."
     )
@@ -68,7 +86,7 @@ class NexusEmbedding(BaseEmbedding):
 
     def model_post_init(self, context: Any, /) -> None:
         """Name the encoder; nothing is loaded."""
-        self._shared = SharedEncoder(self.model_name, self.device, self.recorded_fingerprint)
+        self._shared = SharedEncoder(self._settings(), self.recorded_fingerprint)
         self.embeddings_cache = self.embeddings_cache  # assignment makes it a RoleCache
 
     @classmethod
@@ -78,12 +96,15 @@ class NexusEmbedding(BaseEmbedding):
 
     @classmethod
     def from_encoder(cls, encoder: DendriticEncoder) -> "NexusEmbedding":
-        """Use an encoder that is in memory, on its device.
+        """Use an encoder that is in memory, as it runs.
 
         Such an instance does not pickle (`TypeError`): save the encoder, and give its folder.
         """
         shared = SharedEncoder.of(encoder)
-        embedding = cls(model_name=shared.model, device=shared.device)
+        how = shared.settings
+        embedding = cls(
+            model_name=how.model, device=how.device, backend=how.backend, precision=how.precision
+        )
         embedding._shared = shared
         return embedding
 
@@ -91,7 +112,7 @@ class NexusEmbedding(BaseEmbedding):
     def encoder(self) -> DendriticEncoder:
         """The encoder behind this embedding model, loaded on first use.
 
-        Raises `ValueError` when `model_name` or `device` were changed after construction.
+        Raises `ValueError` when the model, or how it runs, was changed after construction.
         """
         return self._bound().get()
 
@@ -173,34 +194,42 @@ class NexusEmbedding(BaseEmbedding):
         return self._embed([original(query)], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return (await in_background(self._embed, [original(query)], "query"))[0]
+        return (await self._aembed([original(query)], "query"))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._embed([original(text)], "document")[0]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return (await in_background(self._embed, [original(text)], "document"))[0]
+        return (await self._aembed([original(text)], "document"))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return self._embed([original(text) for text in texts], "document")
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await in_background(self._embed, [original(text) for text in texts], "document")
+        return await self._aembed([original(text) for text in texts], "document")
+
+    def _settings(self) -> EncoderSettings:
+        return EncoderSettings(
+            model=self.model_name,
+            device=self.device,
+            backend=self.backend,
+            precision=self.precision,
+            num_threads=self.num_threads,
+        )
 
     def _bound(self) -> SharedEncoder:
-        if (self.model_name, self.device) != (self._shared.model, self._shared.device):
+        if self._settings() != self._shared.settings:
             raise ValueError(
-                "model_name or device was changed after construction: make a new NexusEmbedding"
+                "the model, or how it runs, was changed after construction: make a new "
+                "NexusEmbedding"
             )
         return self._shared
 
     def _embed(self, texts: list[str], role: Role) -> list[list[float]]:
-        encoder = self.encoder
-        encode = encoder.encode_queries if role == "query" else encoder.encode_documents
-        rows: list[list[float]] = encode(texts).tolist()
-        if len(rows) != len(texts):  # LlamaIndex would leave the last nodes without a vector
-            raise RuntimeError(f"the encoder gave {len(rows)} vectors for {len(texts)} texts")
-        return rows
+        return self._bound().embed(texts, role, gather=self.micro_batching)
+
+    async def _aembed(self, texts: list[str], role: Role) -> list[list[float]]:
+        return await self._bound().aembed(texts, role, gather=self.micro_batching)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "embeddings_cache" and value is not None:
@@ -209,7 +238,7 @@ class NexusEmbedding(BaseEmbedding):
 
     def __reduce__(self) -> tuple[Callable[[], "NexusEmbedding"], tuple[()]]:
         # LlamaIndex's own way pickles every field twice and silently drops what fails.
-        _, (_, _, fingerprint) = self._shared.__reduce__()
+        _, (_, fingerprint) = self._shared.__reduce__()
         fields = {
             name: getattr(self, name)
             for name in type(self).model_fields
