@@ -68,12 +68,12 @@ class Tower(nn.Module):
         Raises `ValueError` for one that PyTorch does not run, and for a model whose roles have
         towers of their own.
         """
-        if not isinstance(backbone, TorchBackbone):
+        model = getattr(backbone, "model", None)
+        if not isinstance(model, SentenceTransformer) or model.dtype != torch.float32:
             raise ValueError(
                 f"a {type(backbone).__name__} cannot be trained: load the encoder with "
-                "backend='torch'"
+                "backend='torch', precision='float32'"
             )
-        model = backbone.model
         if any(type(module).__name__ == "Router" for module in model):
             raise ValueError(
                 "the model routes queries and documents through towers of their own: such a "

@@ -1,0 +1,32 @@
+"""Named recipes for sentence pairs: the published one, its baseline, and our own."""
+
+from dataclasses import replace
+from types import MappingProxyType
+
+from nexus_integrations.training.recipe import FinetuneConfig
+
+# PerforatedAI/PerforatedAI, Examples/hackathonProjects/Project-Nexus-SBERT: AdamW at a constant
+# 2e-5 with weight decay .01, batches of 32, mean squared error of the cosine, all weights trained;
+# one dendrite after 4 of 8 epochs, against 10 epochs without; seed 42; validation Spearman chooses.
+_PUBLISHED = FinetuneConfig(
+    backbone="trainable",
+    side="both",
+    dendrites=1,
+    warmup_epochs=4,
+    epochs=4,
+    loss="cosine",
+    learning_rate=2e-5,
+    backbone_learning_rate=2e-5,
+    decay=False,
+    batch_size=32,
+    weight_decay=0.01,
+    anchor=0.0,
+    seed=42,
+)
+
+PRESETS = MappingProxyType(
+    {
+        "published": _PUBLISHED,
+        "published-baseline": replace(_PUBLISHED, dendrites=0, warmup_epochs=None, epochs=10),
+    }
+)
