@@ -26,7 +26,7 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 
 # The report is tested in Chromium; without one on the PATH these tests are skipped. As root on Debian
-# or Ubuntu this installs it.
+# this installs it.
 browser:
 	command -v chromium || (apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium fonts-dejavu-core)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from nexus_integrations.evaluation import Comparison, Evaluation
@@ -86,7 +86,7 @@ def stages_figure(stages: Mapping[str, Evaluation], labels: Mapping[str, str]) -
 
     `labels` maps the metrics to draw to what they are called.
     """
-    figure = Figure(figsize=_INLINE, layout="constrained")
+    figure = Figure(figsize=(_INLINE[0], 0.7 + 0.48 * len(labels)), layout="constrained")
     axes = figure.subplots()
     apart = 0.5 / max(1, len(stages) - 1)
     for number, stage in enumerate(stages.values()):
@@ -138,6 +138,9 @@ def learning_figure(curve: Mapping[int, Comparison], metric: str, label: str) ->
     axes.fill_between(sizes, low, high, color=_BLUE, alpha=0.16, linewidth=0)
     axes.plot(sizes, gains, color=_BLUE, marker="o", markersize=4)
     axes.axhline(0, color=_GREY, linestyle="--", linewidth=0.8)
+    axes.set_xscale("log")  # sizes are usually doubled
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xlabel("training questions")
     axes.set_ylabel(f"gain in {label}")
     return _finish(figure, _FONT)

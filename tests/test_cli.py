@@ -14,7 +14,7 @@ from nexus_integrations.cli import app
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
 
-COMMANDS = ["demo", "embed", "finetune", "nudge", "evaluate"]
+COMMANDS = ["demo", "embed", "finetune", "nudge", "evaluate", "report"]
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -144,7 +144,7 @@ def test_a_person_reads_tables(files: Path) -> None:
 
 @pytest.mark.model
 def test_demo_writes_what_it_says(tmp_path: Path) -> None:
-    """The demo leaves encoder, state, vectors and two plots, gains, and undoes bit for bit."""
+    """The demo leaves encoder, state, vectors, plots and report, gains, and undoes bit for bit."""
     status, output, error = run("demo", "--output", tmp_path, "--dendrites", 0, "--json")
     assert status == 0, error
     told = json.loads(output)
@@ -152,7 +152,7 @@ def test_demo_writes_what_it_says(tmp_path: Path) -> None:
     assert told["gain"]["differences"]["ndcg@10"] > 0.05
     assert told["undone"] is True
     assert {path.name for path in tmp_path.iterdir()} >= {
-        *("encoder", "state", "vectors.parquet", "growth.png", "gamma.png")
+        *("encoder", "state", "vectors.parquet", "growth.png", "gamma.png", "report.html")
     }
     # Once more into the same folder, with another encoder than the state there knows.
     status, _, error = run("demo", "-o", tmp_path, "--dendrites", 0, "--seed", 1, "--json")

@@ -64,7 +64,7 @@
     });
     const missed = question.relevant.filter((document_) => !documents.includes(document_));
     const names = missed.map((document_) => data.documents[document_]).join(", ");
-    const note = missed.length ? make("p", "id", `Answers, but is not among these: ${names}`) : null;
+    const note = missed.length ? make("p", "id", `Answers not found here: ${names}`) : null;
     return make("div", "", head, make("ol", "", ...items), note);
   };
 

@@ -32,7 +32,7 @@ _BYTES = 5 * 2**20  # what the rows and their texts may take
 _LISTED = 10  # documents of a ranked list
 _TEXT = 1_200  # characters of a passage
 _ID = 160  # characters of an id
-_FURTHEST = 12
+_FURTHEST = 10
 
 _NAMES = {"ndcg": "nDCG", "mrr": "MRR", "recall": "Recall", "precision": "Precision"}
 
