@@ -141,6 +141,15 @@ def published_grid(backbone: str, seeds: Sequence[int]) -> Iterator[tuple[str, F
         yield f"{name}, no dendrites", replace(shared, dendrites=0, warmup_epochs=None, epochs=10)
 
 
+def preset_runs(names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, FinetuneConfig]]:
+    """Yield presets by name, seed by seed; raises `ValueError` for an unknown one."""
+    unknown = [name for name in names if name not in PRESETS]
+    if unknown:
+        raise ValueError(f"no preset is called {unknown[0]!r}: choose from {', '.join(PRESETS)}")
+    for seed, name in product(seeds, names):
+        yield name, replace(PRESETS[name], seed=seed)
+
+
 def sweep(
     encoder: DendriticEncoder,
     data: STSBenchmark,
@@ -149,7 +158,7 @@ def sweep(
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Do the runs whose rows the file lacks, append each; return the rows of all of them."""
-    encoder = remembering(encoder)
+    encoder = _remembering(encoder)
     known = {row["run"]: row for row in read_rows(path)}
     rows = []
     for name, config in runs:
@@ -188,7 +197,7 @@ def append_row(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
-def remembering(encoder: DendriticEncoder) -> DendriticEncoder:
+def _remembering(encoder: DendriticEncoder) -> DendriticEncoder:
     """Return the same encoder, whose backbone embeds each text once and is trained as it was."""
     return DendriticEncoder(
         cast(Any, _Remembering(encoder.backbone)),
