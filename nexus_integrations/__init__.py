@@ -3,8 +3,9 @@
 Names are imported on first use, so that a program pays only for what it uses.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nexus_integrations.extras import lazily
 
 if TYPE_CHECKING:
     from nexus_integrations.data import RetrievalDataset, SimilarityDataset
@@ -61,11 +62,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from nexus_integrations.extras import extra
 
 # What each command works with is imported when it runs, so that --help answers at once.
 if TYPE_CHECKING:
@@ -78,10 +81,11 @@ class Reporter:
 def _reported_errors() -> Iterator[None]:
     """Turn the errors that our messages explain into one line and exit status 1."""
     try:
-        yield
+        with extra("train"):
+            yield
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        _errors.print(f"[bold red]error:[/bold red] {message}", soft_wrap=True, markup=True)
+        _errors.print(f"[bold red]error:[/bold red] {escape(str(message))}", soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         _errors.print("stopped")
@@ -708,8 +712,3 @@ def _nudge_line(report: "NudgeReport") -> str:
 
 def _dropped(count: int) -> list[str]:
     return [f"{count} questions without a relevant passage were left out."] if count else []
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

@@ -4,9 +4,6 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 # The official files of all-MiniLM-L6-v2. With them verified, the publisher of the package that
@@ -25,11 +22,24 @@ def find_model(name: str) -> Path:
 
     The first of these that has it: the folder itself, the hub's local cache, the package of the
     extra `bundled` (all-MiniLM-L6-v2 alone, its files verified by SHA-256), a download from the
-    hub, which `HF_HUB_OFFLINE=1` forbids. Raises `FileNotFoundError` when none has it.
+    hub, which `HF_HUB_OFFLINE=1` forbids. Raises `FileNotFoundError` when none has it, and
+    `ImportError` for a name that is no folder where the hub's client is not installed.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{name!r} is no folder, and to look for a model of that name takes huggingface_hub: "
+            'give the folder of an exported model, or pip install "nexus-integrations[train]"'
+        ) from error
     if name in ("all-MiniLM-L6-v2", DEFAULT_MODEL):
         name = DEFAULT_MODEL
     try:

@@ -15,10 +15,12 @@ FRAMEWORKS = ("llama_index", "langchain", "langchain_core", "langchain_community
 
 # What may import what: a module imports from its own layer and those before it.
 LAYERS = (
+    ("extras",),
     ("types", "progress", "source"),
     ("data", "dendrite", "index", "nudge.solver"),
     ("backends", "batching", "encoder", "evaluation", "foreign", "nudge", "training"),
     ("registry", "plots", "report", "jobs", "demo", "cli", "llama_index", "langchain"),
+    ("__main__",),
 )
 
 
@@ -155,6 +157,79 @@ assert not loaded, loaded
         package_environment,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+BLOCK = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+TORCH = ("torch", "transformers", "sentence_transformers")
+TRAIN = (*TORCH, "scipy", "ir_measures", "datasets", "huggingface_hub", "matplotlib", "nudge",
+         "onnx", "onnxscript", "pyarrow", "typer")  # fmt: skip
+
+
+def test_nudge_evaluation_and_indexes_need_no_torch(package_environment):
+    """What works on vectors is imported where no PyTorch is."""
+    names = [
+        name
+        for name in map(module_of, CORE)
+        if name.startswith(("index", "nudge", "evaluation", "data", "foreign", "registry", "jobs"))
+    ]
+    done = run(
+        BLOCK.format(names=TORCH)
+        + f"""
+import importlib
+for name in {names!r}:
+    try:
+        importlib.import_module("nexus_integrations." + name)
+    except ImportError as error:  # the engine of an index may not be installed
+        assert name.startswith("index."), (name, error)
+""",
+        package_environment,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_without_the_extra_train(package_environment):
+    """Both frameworks' classes are there; what trains says what to install, and so does `nexus`."""
+    done = run(
+        BLOCK.format(names=TRAIN)
+        + """
+from nexus_integrations import DendriticEncoder, DendriticHead, Encoder, Metric, VectorIndex
+from nexus_integrations.langchain import NexusEmbeddings
+from nexus_integrations.llama_index import NexusEmbedding
+import nexus_integrations, nexus_integrations.llama_index
+for package, name in (
+    (nexus_integrations, "finetune"),
+    (nexus_integrations, "evaluate"),
+    (nexus_integrations, "nudge_index"),
+    (nexus_integrations.llama_index, "NexusFinetuneEngine"),
+):
+    try:
+        getattr(package, name)
+    except ImportError as error:
+        assert 'pip install "nexus-integrations[train]"' in str(error), (name, error)
+    else:
+        raise SystemExit(f"{name} was imported")
+for model in (None, "all-MiniLM-L6-v2", "no/such-folder"):
+    try:
+        DendriticEncoder.load(model)
+    except ImportError as error:
+        assert "is no folder" in str(error) and '"nexus-integrations[train]"' in str(error), error
+import runpy
+runpy.run_module("nexus_integrations", run_name="__main__")
+""",
+        package_environment,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: the command line cannot run here: typer is missing: "
+        'pip install "nexus-integrations[train]"\n'
+    )
 
 
 def test_all_public_names_are_there():

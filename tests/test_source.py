@@ -25,7 +25,7 @@ def hub(monkeypatch):
                 return str(folder[name])
         raise LocalEntryNotFoundError("not found")
 
-    monkeypatch.setattr(source, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return held
 
 

@@ -1,4 +1,8 @@
-"""The package's tools as LangChain knows them."""
+"""The package's tools as LangChain knows them, imported on first use."""
+
+from typing import TYPE_CHECKING
+
+from nexus_integrations.extras import lazily
 
 try:
     import langchain_core  # noqa: F401
@@ -7,9 +11,20 @@ except ImportError as error:
         'nexus_integrations.langchain needs LangChain: pip install "nexus-integrations[langchain]"'
     ) from error
 
-from nexus_integrations.langchain.data import as_dataset
-from nexus_integrations.langchain.embedding import NexusEmbeddings
-from nexus_integrations.langchain.index import open_index
-from nexus_integrations.langchain.nudge import NudgePostprocessor
+if TYPE_CHECKING:
+    from nexus_integrations.langchain.data import as_dataset
+    from nexus_integrations.langchain.embedding import NexusEmbeddings
+    from nexus_integrations.langchain.index import open_index
+    from nexus_integrations.langchain.nudge import NudgePostprocessor
 
 __all__ = ["NexusEmbeddings", "NudgePostprocessor", "as_dataset", "open_index"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "NexusEmbeddings": "embedding",
+        "NudgePostprocessor": "nudge",
+        "as_dataset": "data",
+        "open_index": "index",
+    },
+)
