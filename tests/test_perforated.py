@@ -122,6 +122,18 @@ def test_a_head_that_differs_from_the_grown_one_is_refused(monkeypatch):
         grow_once()
 
 
+def test_the_head_is_that_of_the_best_epoch():
+    """The score reported is that of the head returned, by however little it beats another."""
+    for seed in (0, 1, 2):
+        epochs, objective = [], make_objective()
+        (head,) = grow_once(epochs, seed=seed, schedule=replace(SCHEDULE, epochs=8)).heads
+        queries = head.transform(objective.dev_queries.numpy())
+        order = np.argsort(-queries @ objective.documents.numpy().T, axis=1)
+        ranks = np.argmax(order == objective.dev_answers[:, 1:].numpy(), axis=1)
+        found = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+        assert found == pytest.approx(max(epoch.score for epoch in epochs), abs=1e-6)
+
+
 def test_each_side_grows_its_own_head():
     """Side "each" gives two heads, one per role."""
     queries, documents = grow_once(side="each").heads

@@ -306,7 +306,8 @@ def _grow_in_child(
                     seconds=perf_counter() - begun,
                 )
                 epochs.append(epoch)
-                if improved := rising and (epoch.score > best_score or keep == "last"):
+                # perforatedai's best may be an epoch that a later one beats by less than its threshold.
+                if improved := epoch.score > best_score or keep == "last":
                     best, best_score = _result(heads, objective), epoch.score
             ends = within + 1 == schedule.length(cycle)
             told = float(number) if rising else epoch.score
@@ -319,7 +320,7 @@ def _grow_in_child(
             if finished:
                 break
         cycle += 1
-    return best if rising else _result(heads, objective)
+    return best
 
 
 def _perforated(heads: Heads, dendrites: int, tries: int, seed: int) -> tuple[Any, Heads]:
