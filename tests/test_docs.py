@@ -1,0 +1,248 @@
+"""Every snippet of README and docs runs; the site is built strictly and loads nothing."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nexus_integrations import DendriticEncoder, FinetuneConfig, RetrievalDataset
+from nexus_integrations.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+# Blocks that no test can run, by what they begin with, each for a reason.
+NOT_RUN: dict[str, str] = {}
+
+# Pages whose commands run, in order; of the others the options alone are checked.
+COMMANDS_RUN = ("README.md", "quickstart/command-line.md")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT if page.parent == ROOT else ROOT / "docs").as_posix()
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The page's fenced blocks of a language: the line that each begins on, and its text."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, found.start(3)), textwrap.dedent(found[3]))
+        for found in FENCE.finditer(text)
+        if found[2] == language
+    ]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `nexus` command of the page's shell blocks, as its arguments."""
+    lines = [
+        line
+        for _, block in blocks(page, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("nexus ")
+    ]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.fixture
+def workplace(clinic, tmp_path, monkeypatch):
+    """A folder with the files that the pages speak of: the demo corpus in every layout."""
+    parts = dict(zip(("train", "dev", "test"), clinic, strict=True))
+    folder = tmp_path / "data"
+    (folder / "qrels").mkdir(parents=True)
+    whole: dict[str, str] = {}
+    for split, part in parts.items():
+        part.to_json(tmp_path / f"{split}.json")
+        whole |= part.queries
+        rows = [f"{q}\t{d}\t1" for q, found in part.relevant_docs.items() for d in found]
+        header = "query-id\tcorpus-id\tscore"
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join([header, *rows]) + "\n")
+    for file, texts in (("corpus", clinic[0].corpus), ("queries", whole)):
+        lines = [json.dumps({"_id": id_, "text": text}) for id_, text in texts.items()]
+        (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+    passages = [json.dumps({"id": id_, "text": t}) for id_, t in clinic[0].corpus.items()]
+    (tmp_path / "passages.jsonl").write_text("\n".join(passages) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def given(clinic) -> dict[str, object]:
+    """The names that README's snippets take for granted: a reader's own nodes and documents."""
+    from langchain_core.documents import Document
+    from llama_index.core.schema import TextNode
+
+    corpus = clinic[0].corpus
+    joined = RetrievalDataset.joined(clinic[0], clinic[1])
+    return {
+        "__name__": "snippet",
+        "corpus": corpus,
+        "nodes": [TextNode(id_=id_, text=text) for id_, text in corpus.items()],
+        "documents": [Document(id=id_, page_content=text) for id_, text in corpus.items()],
+        "pairs": [(joined.queries[q], found) for q, found in joined.relevant_docs.items()],
+    }
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[str, str], np.ndarray]:
+    """The real model's vectors of the texts that pages have in common, by role and text."""
+    return {}
+
+
+@pytest.fixture
+def quick(encoder, known, monkeypatch, perforatedai):
+    """Embed a text once for all pages, and train with one dendrite for three epochs by default."""
+    embed, digest = DendriticEncoder.backbone_vectors, encoder.backbone.digest
+
+    def embed_once(self, texts, role):
+        if self.backbone.digest != digest or not isinstance(texts, (list, tuple)):
+            return embed(self, texts, role)
+        new = [text for text in dict.fromkeys(texts) if (role, text) not in known]
+        if new:
+            rows = embed(self, new, role)
+            known.update({(role, text): row for text, row in zip(new, rows, strict=True)})
+        return np.array([known[role, text] for text in texts], dtype=np.float32)
+
+    monkeypatch.setattr(DendriticEncoder, "backbone_vectors", embed_once)
+    defaults = FinetuneConfig.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "dendrites", 1)
+    monkeypatch.setitem(defaults, "epochs", 3)
+
+
+@pytest.fixture
+def settings():
+    """LlamaIndex's settings, put back afterwards."""
+    from llama_index.core import Settings
+
+    before = Settings._embed_model
+    yield
+    Settings._embed_model = before
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("quick", "workplace", "no_network", "settings")
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
+def test_python_snippets_run(page, given):
+    """The page's Python blocks run in order, as one program, without a network."""
+    for line, code in blocks(page, "python"):
+        if not any(code.startswith(start) for start in NOT_RUN):
+            exec(compile("\n" * line + code, str(page), "exec"), given)
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("quick", "no_network")
+@pytest.mark.parametrize("name", COMMANDS_RUN)
+def test_commands_run(name, workplace):
+    """The page's commands run in order, each with exit status 0."""
+    page = ROOT / name if name == "README.md" else ROOT / "docs" / name
+    for arguments in commands(page):
+        output = None
+        if ">" in arguments:
+            arguments, output = arguments[: arguments.index(">")], arguments[-1]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, f"nexus {shlex.join(arguments)}: {done.output}"
+        if output is not None:
+            (workplace / output).write_text(done.stdout)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name_of)
+def test_commands_have_these_options(page):
+    """Every command and option that the page writes exists."""
+    group = typer.main.get_command(app)
+    for arguments in commands(page):
+        arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+        if arguments[-1] not in ("--help", "-h"):
+            command = group.commands[arguments[0]]
+            command.make_context(arguments[0], arguments[1:]).close()
+
+
+def test_what_is_not_run_is_still_there():
+    """The list of blocks that are not run names blocks that exist."""
+    every = [code for page in PAGES for _, code in blocks(page, "python")]
+    for start in NOT_RUN:
+        assert any(code.startswith(start) for code in every), start
+
+
+def test_pictures_are_drawn(tmp_path):
+    """The script that draws the pictures draws all that the pages show."""
+    script = [sys.executable, str(ROOT / "docs" / "pictures.py"), str(tmp_path)]
+    subprocess.run(script, check=True, timeout=120)
+    shown = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == shown
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in sorted(shown) if f"images/{name}" not in pages] == []
+
+
+# The site
+
+
+class Addresses(HTMLParser):
+    """Collects what a page would load by itself."""
+
+    loading = frozenset({"script", "img", "link", "iframe", "source", "video", "audio", "object"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "link" and values.get("rel") in ("canonical", "next", "prev", "alternate"):
+            return
+        if tag in self.loading:
+            self.found += [v for k, v in attrs if k in ("src", "href", "data", "srcset") and v]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation, built strictly."""
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_no_page_loads_from_elsewhere(site):
+    """No script, style, font or image of the built site comes from another machine."""
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        parser = Addresses()
+        parser.feed(page.read_text(encoding="utf-8"))
+        assert parser.found
+        assert not [one for one in parser.found if re.match(r"(\w+:)?//", one)], page
+    for style in site.rglob("*.css"):
+        loaded = re.findall(r"(?:url\(|@import )[\"']?((?:\w+:)?//[^)\"']*)", style.read_text())
+        assert not loaded, (style, loaded)
+
+
+def test_every_public_name_is_in_the_reference(site):
+    """Each name that the root and the framework folders export has its entry."""
+    import nexus_integrations
+    from nexus_integrations import index, langchain, llama_index, nudge
+
+    pages = "".join(p.read_text(encoding="utf-8") for p in (site / "reference").glob("*.html"))
+    for module in (nexus_integrations, llama_index, langchain, nudge, index):
+        for name in module.__all__:
+            home = getattr(module, name)
+            ids = {f"{module.__name__}.{name}", f"{getattr(home, '__module__', '')}.{name}"}
+            assert any(f'id="{one}"' in pages for one in ids), f"{module.__name__}.{name}"
