@@ -306,7 +306,7 @@ def _grow_in_child(
                     seconds=perf_counter() - begun,
                 )
                 epochs.append(epoch)
-                # perforatedai's best may be an epoch that a later one beats by less than its threshold.
+                # perforatedai's own best ignores gains below its threshold.
                 if improved := epoch.score > best_score or keep == "last":
                     best, best_score = _result(heads, objective), epoch.score
             ends = within + 1 == schedule.length(cycle)
