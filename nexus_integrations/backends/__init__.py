@@ -96,9 +96,15 @@ def load_backbone(
 ) -> Backbone:
     """Return the process's one backbone of this folder, run in this way.
 
-    `precision` None is float32 for a model's folder and a runtime folder's own; asking a runtime
-    folder for another than its own raises `ValueError`.
-    """
-    from nexus_integrations.backends.torch import TorchBackbone
+    `backend` "auto" is onnx on the CPU, its graph made on first use and kept in the user's cache
+    folder, and torch on other devices, for bfloat16, for models that ONNX Runtime cannot run and
+    where onnxruntime is not installed. `precision` None is float32 for a model's folder and a
+    runtime folder's own; asking a runtime folder for another than its own raises `ValueError`.
+    `num_threads` is how many compute one batch, by default as many as the process has cores.
 
-    return TorchBackbone.load(folder, device)
+    Raises `ValueError` for a folder without a readable model and for a way in which the model does
+    not run, and `ImportError` where the library that runs it is missing.
+    """
+    from nexus_integrations.backends.loading import load
+
+    return load(folder, backend, precision, device, num_threads)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -11,39 +11,69 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers.utils import logging
 
 from nexus_integrations.backends import Precision, Role
+from nexus_integrations.backends.export import UnitVectors
+from nexus_integrations.backends.folder import RuntimeModel, precise_digest, write_runtime
+from nexus_integrations.backends.stream import embed
+from nexus_integrations.backends.tokens import TextTokenizer, plain_definition
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.types import Floats
+from nexus_integrations.types import Floats, Integers
 
-# Texts sorted by length are embedded in batches of about this many characters (some 2,000 word
-# pieces), so that long texts do not fill the memory and short ones fill the cores.
+# Word pieces of a batch, padding included: few for a processor's caches, many for a graphics card.
+_BATCH_TOKENS = {True: 2048, False: 32_768}
+
+# Models that take texts get batches of about this many characters (some 2,000 word pieces).
 _BATCH_CHARACTERS = 16_384
 _BATCH_TEXTS = 64
 
-_loaded: "WeakValueDictionary[tuple[str, str, int, int], TorchBackbone]" = WeakValueDictionary()
+_loaded: "WeakValueDictionary[_Key, TorchBackbone]" = WeakValueDictionary()
 _loading = threading.Lock()
+
+_Key = tuple[str, str, str, int | None, int, int]
 
 
 class TorchBackbone:
     """A frozen sentence-transformers model: text to unit vectors, by role.
 
-    One instance per folder and device serves the whole process. Calls are serialised: tokenizers
-    and two cores gain nothing from threads side by side.
+    One instance per folder and way of running serves the whole process. Calls are serialised:
+    tokenizers and two cores gain nothing from threads side by side.
+
+    A transformer with a fast tokenizer, one tower and plain prompts is given word pieces in batches
+    by their number; any other model goes through sentence-transformers' `encode_query` and
+    `encode_document`.
     """
 
     backend: Literal["torch"] = "torch"
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
 
-    def __init__(self, model: SentenceTransformer, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        folder: Path | None = None,
+        *,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        num_threads: int | None = None,
+    ) -> None:
+        """Take a model; `folder` is where it was loaded from."""
         self.model = model.eval()
         self.folder = folder
+        self.precision: Literal["float32", "bfloat16"] = precision
+        self.num_threads = num_threads
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> "TorchBackbone":
+    def load(
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        *,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        num_threads: int | None = None,
+    ) -> "TorchBackbone":
         """Return the process's one backbone of this folder, loading it when it is new.
 
         Raises `ValueError` for a folder that holds no readable model. Weights are read from
@@ -51,18 +81,21 @@ class TorchBackbone:
         """
         # Files that changed in place are another model.
         stamps = [f.stat() for f in folder.rglob("*") if f.is_file()]
+        way = (device, precision, num_threads)
         key = (
             str(folder.resolve()),
-            device,
+            *way,
             sum(stamp.st_size for stamp in stamps),
             max((stamp.st_mtime_ns for stamp in stamps), default=0),
         )
         with _loading:
             backbone = _loaded.get(key)
             if backbone is None:
-                new = cls(_read(folder, device), folder)
+                new = cls(
+                    _read(folder, device), folder, precision=precision, num_threads=num_threads
+                )
                 # A copy in another folder, as a saved encoder has one, is the same backbone.
-                same = (b for k, b in _loaded.items() if k[1] == device and b.digest == new.digest)
+                same = (b for k, b in _loaded.items() if k[1:4] == way and b.digest == new.digest)
                 backbone = _loaded[key] = next(same, new)
             return backbone
 
@@ -81,8 +114,13 @@ class TorchBackbone:
         """How many word pieces of a text are read; the rest is cut off."""
         return int(self.model.max_seq_length or 0)
 
-    @cached_property
+    @property
     def digest(self) -> str:
+        """SHA-256, in hex, over `float32_digest` and another precision than float32."""
+        return precise_digest(self.float32_digest, self.precision)
+
+    @cached_property
+    def float32_digest(self) -> str:
         """SHA-256, in hex, over weights, vocabulary, modules, prompts and maximal length."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -100,13 +138,10 @@ class TorchBackbone:
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
-    @property
-    def float32_digest(self) -> str:
-        """The `digest` that this model has in float32."""
-        return self.digest
-
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Return how many texts are longer than `max_length` word pieces."""
+        if self._tokenizer is not None:
+            return self._tokenizer.count_truncated(texts)
         # A character makes few word pieces (a Hangul syllable three): short texts need no counting.
         long = [text for text in texts if 4 * len(text) > self.max_length - 2]
         if not long or not self.max_length:
@@ -117,11 +152,20 @@ class TorchBackbone:
 
     def encode(self, texts: Sequence[str], role: Role) -> Floats:
         """Return unit vectors, float32 (n, dimension), under the role's prompt and tower."""
+        if self._tokenizer is not None:
+            return embed(
+                texts,
+                role,
+                self._tokenizer,
+                self._run,
+                dimension=self.dimension,
+                batch_tokens=_BATCH_TOKENS[self.model.device.type == "cpu"],
+            )
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         encode = self.model.encode_query if role == "query" else self.model.encode_document
         with progress_bar(total=len(texts), desc=f"embed {role}s", unit="text") as bar:
             for rows in _batches_by_length(texts):
-                with self._lock:
+                with self._running():
                     vectors[rows] = encode(
                         [texts[row] for row in rows],
                         batch_size=len(rows),
@@ -137,8 +181,145 @@ class TorchBackbone:
             self.model.save(str(folder), create_model_card=False, safe_serialization=True)
 
     def export(self, folder: Path, precision: Precision | None = None) -> None:
-        """Write a runtime folder."""
-        raise NotImplementedError("the export to ONNX is being built")
+        """Write a runtime folder, which runs by ONNX Runtime alone.
+
+        Raises `ImportError` where onnx or onnxscript is missing, and `ValueError` for a model that
+        cannot be exported and for bfloat16.
+        """
+        from nexus_integrations.backends.export import export_graph
+
+        precision = precision or self.precision
+        if precision != "float32":
+            raise ValueError(f"ONNX Runtime has no CPU kernels for {precision}: export float32")
+        if self._tokenizer is None:
+            raise ValueError(
+                "this model is no single transformer with a fast tokenizer, which is all that can "
+                'be exported to ONNX: use backend="torch"'
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            export_graph(self._vectors.cpu(), folder, len(self.model.tokenizer))
+            self._vectors.to(self.device)
+        write_runtime(
+            folder,
+            RuntimeModel(
+                precision=precision,
+                digest=precise_digest(self.float32_digest, precision),
+                float32_digest=self.float32_digest,
+                dimension=self.dimension,
+                tokenizer=self._tokenizer,
+            ),
+        )
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer | None:
+        """What makes this model's word pieces, or None for one that takes more than word pieces."""
+        return text_tokenizer(self.model)
+
+    @cached_property
+    def _vectors(self) -> UnitVectors:
+        names = getattr(self.model.tokenizer, "model_input_names", ())
+        return UnitVectors(self.model, "token_type_ids" in names)
+
+    def _run(self, ids: Integers, mask: Integers) -> Floats:
+        device = self.model.device
+        with self._running():
+            vectors = self._vectors(
+                torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+            )
+            return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run the model alone, in its precision, on its threads; restore the process's number."""
+        threads = torch.get_num_threads()
+        with (
+            self._lock,
+            torch.inference_mode(),
+            torch.autocast(
+                self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+            ),
+        ):
+            if self.num_threads not in (None, threads):
+                torch.set_num_threads(self.num_threads)
+            try:
+                yield
+            finally:
+                if self.num_threads not in (None, threads):
+                    torch.set_num_threads(threads)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TorchBackbone":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self.folder is None:
+            raise TypeError(
+                "a backbone in memory cannot be pickled: save it, and load it in the other process"
+            )
+        return _unpickled, (self.folder, self.device, self.precision, self.num_threads)
+
+
+def _unpickled(
+    folder: Path,
+    device: str,
+    precision: Literal["float32", "bfloat16"],
+    num_threads: int | None,
+) -> TorchBackbone:
+    return TorchBackbone.load(folder, device, precision=precision, num_threads=num_threads)
+
+
+def text_tokenizer(model: SentenceTransformer) -> TextTokenizer | None:
+    """Return the tokenizer that gives a model's word pieces, or None where there is none.
+
+    It is held against what sentence-transformers feeds the model on a few texts of all kinds, so
+    that a model with other towers, inputs or prompts than are known here is not taken for a plain
+    one.
+    """
+    module = next(iter(model))
+    fast = getattr(getattr(module, "tokenizer", None), "backend_tokenizer", None)
+    if fast is None or not isinstance(module, Transformer):
+        return None
+    pooled = all(module.include_prompt for module in model if isinstance(module, Pooling))
+    tokenizer = TextTokenizer(
+        definition=plain_definition(fast.to_str()),
+        prompts={
+            "query": _prompt(model, "query"),
+            "document": _prompt(model, "document", "passage", "corpus"),
+        },
+        max_length=int(model.max_seq_length or 0),
+        pad_id=int(model.tokenizer.pad_token_id or 0),
+    )
+    roles: tuple[Role, Role] = ("query", "document")
+    for role in roles:
+        prompt = tokenizer.prompts[role]
+        if prompt and not pooled:  # the prompt's pieces are left out of the mean
+            return None
+        texts = _probes(tokenizer.max_length)
+        ids, mask = tokenizer.padded(tokenizer.pieces(texts, role))
+        theirs = model.preprocess(list(texts), prompt=prompt or None, task=role)
+        known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        for name, value in theirs.items():
+            if name in ("modality", "prompt_length"):
+                continue
+            if name not in known or not np.array_equal(known[name], np.asarray(value)):
+                return None
+    return tokenizer
+
+
+def _prompt(model: SentenceTransformer, *names: str) -> str:
+    """Return the prompt that `encode_query` or `encode_document` takes."""
+    name = next((name for name in names if name in model.prompts), model.default_prompt_name)
+    return model.prompts[name] or "" if name is not None else ""
+
+
+def _probes(max_length: int) -> list[str]:
+    return [
+        "Who signs FORM K-12, and when?",
+        "",
+        "line one\nline two\ttab \u00a0 space",
+        "naïve Ærøskøbing ﬁne Ⅳ 病院 병원 😀👩‍⚕️ \u0000 \u200b <s> [MASK]",
+        " word" * (max_length or 600),
+    ]
 
 
 @contextmanager

@@ -1,0 +1,181 @@
+"""A model's graph for ONNX Runtime, pooling and normalisation inside, by `torch.onnx`."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from nexus_integrations.backends.folder import GRAPH, WEIGHTS
+from nexus_integrations.extras import extra
+from nexus_integrations.types import Floats, Integers
+
+_ATTENTION = "nexus_onnx"
+_TOLERANCE = 1e-5  # between the graph's vectors and the model's, in float32
+
+
+class UnitVectors(nn.Module):
+    """A sentence-transformers model from ids and mask, int64 (n, length), to unit vectors."""
+
+    def __init__(self, model: SentenceTransformer, token_types: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.token_types = token_types
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return unit vectors, (n, dimension), in the dtype that the model computes in."""
+        features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.token_types:
+            features["token_type_ids"] = torch.zeros_like(input_ids)
+        vectors = self.model(features)["sentence_embedding"]
+        return nn.functional.normalize(vectors.float(), dim=1)
+
+
+def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
+    """Write the graph and its weights, and hold its vectors against the model's.
+
+    Attention becomes one operator where the model's architecture has transformers' interface for
+    it, and what the architecture writes out where not. `vocabulary` is the number of its word
+    pieces. Raises `ImportError` without onnx and onnxscript, `ValueError` for a model that cannot
+    be exported.
+    """
+    with extra("train"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    failures = []
+    for attention in (_ATTENTION, "eager"):
+        try:
+            with _attention(vectors.model, attention):
+                _write(vectors, folder)
+            return _compare(vectors, folder, vocabulary)
+        except Exception as error:  # the exporter fails in many ways, deep in three libraries
+            failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    raise ValueError(
+        'this model cannot be exported to ONNX, use backend="torch": ' + "; ".join(failures)
+    )
+
+
+def _write(vectors: UnitVectors, folder: Path) -> None:
+    ids = torch.arange(2 * 7).reshape(2, 7) % 5  # any two texts: both axes are free
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with torch.no_grad(), _silence():
+        program = torch.onnx.export(
+            vectors,
+            (ids, mask),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["vectors"],
+            dynamo=True,
+            dynamic_shapes=(axes, axes),
+            verbose=False,
+        )
+    import onnx
+
+    if program is None:
+        raise ValueError("torch.onnx gave no graph")
+    # Weights in a file of their own are mapped, not read: what is not used stays on the disk.
+    onnx.save_model(
+        program.model_proto,
+        str(folder / GRAPH),
+        save_as_external_data=True,
+        location=WEIGHTS,
+        size_threshold=1024,
+    )
+
+
+def _compare(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
+    from nexus_integrations.backends.onnx import session
+
+    graph = session(folder / GRAPH, None)
+    rng = np.random.default_rng(0)
+    for lengths in ([1], [3, 29], [12, 12, 12]):
+        ids: Integers = rng.integers(0, vocabulary, (len(lengths), max(lengths)))
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        found: Floats = graph.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        with torch.no_grad():
+            expected = vectors(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+        difference = float(np.abs(found - expected).max())
+        if not difference <= _TOLERANCE:  # NaN is none either
+            raise ValueError(f"its graph gives other vectors, by up to {difference:.1g}")
+
+
+def _one_operator(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention as one operator of ONNX Runtime, over the mask of padded pieces.
+
+    It is for what every encoder has: all positions see all, as many keys as queries. What differs
+    shows in the comparison that follows.
+    """
+    texts, heads, length, width = query.shape
+
+    def flat(tensor: Tensor) -> Tensor:
+        return tensor.transpose(1, 2).reshape(texts, length, heads * width)
+
+    if key.shape != query.shape or value.shape != query.shape or attention_mask is None:
+        raise ValueError("its attention has other keys or masks than an encoder's")
+    found = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (flat(query), flat(key), flat(value), None, attention_mask),
+        {"num_heads": heads, "scale": float(scaling if scaling is not None else width**-0.5)},
+        dtype=query.dtype,
+        shape=(texts, length, heads * width),
+        version=1,
+    )
+    return found.reshape(texts, length, heads, width), None
+
+
+def _padding_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+    return None if attention_mask is None else attention_mask.to(torch.int32)
+
+
+@contextlib.contextmanager
+def _attention(model: nn.Module, name: str) -> Iterator[None]:
+    """Let a model's transformers compute attention in another way for a while."""
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+    AttentionInterface.register(_ATTENTION, _one_operator)
+    AttentionMaskInterface.register(_ATTENTION, _padding_mask)
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    before = [module.config._attn_implementation for module in models]
+    try:
+        for module in models:
+            module.set_attn_implementation(name)
+        yield
+    finally:
+        for module, implementation in zip(models, before, strict=True):
+            module.set_attn_implementation(implementation)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's hints for its developers out of the output."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""Which backend runs a folder, and the process's one backbone of each."""
+
+import os
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+from weakref import WeakValueDictionary
+
+from nexus_integrations.backends import Backbone, Backend, Precision, is_runtime_folder
+from nexus_integrations.extras import extra
+
+
+class _Process:
+    """What belongs to one process: a fork has locks of its own."""
+
+    def __init__(self) -> None:
+        self.loading = threading.Lock()
+
+
+_process = _Process()
+_loaded: "WeakValueDictionary[tuple[Any, ...], Any]" = WeakValueDictionary()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.__init__)  # type: ignore[misc]
+
+
+def load(
+    folder: Path,
+    backend: Backend,
+    precision: Precision | None,
+    device: str,
+    num_threads: int | None,
+) -> Backbone:
+    """See `load_backbone`."""
+    for name, value, known in (("backend", backend, Backend), ("precision", precision, Precision)):
+        if value not in get_args(known) and value is not None:
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    cpu = device.partition(":")[0] == "cpu"
+    if backend == "onnx" and not cpu:
+        raise ValueError(f'the backend onnx runs on the CPU: give backend="torch" for {device}')
+    if is_runtime_folder(folder):
+        return _runtime(folder, backend, precision, cpu, num_threads)
+    if backend == "torch" or not cpu:
+        return _torch(folder, precision, device, num_threads)
+    if backend == "onnx":
+        return _onnx(folder, precision or "float32", num_threads)
+    return _chosen(folder, precision, num_threads)
+
+
+def _runtime(
+    folder: Path, backend: Backend, precision: Precision | None, cpu: bool, num_threads: int | None
+) -> Backbone:
+    from nexus_integrations.backends.onnx import OnnxBackbone
+
+    if backend == "torch" or not cpu:
+        raise ValueError(
+            f"{folder} was exported for ONNX Runtime on the CPU and holds no PyTorch model: load "
+            "the model that it was exported from"
+        )
+    backbone = _shared(
+        ("runtime", num_threads, *_version(folder)), lambda: OnnxBackbone.load(folder, num_threads)
+    )
+    if precision not in (None, "auto", backbone.precision):
+        raise ValueError(
+            f"{folder} was exported in {backbone.precision} and does not run in {precision}: leave "
+            "out `precision`, or export the model again"
+        )
+    return backbone
+
+
+def _torch(
+    folder: Path, precision: Precision | None, device: str, num_threads: int | None
+) -> Backbone:
+    with extra("train"):
+        from nexus_integrations.backends.torch import TorchBackbone
+    if precision == "int8":
+        raise ValueError('int8 runs by ONNX Runtime on the CPU: give backend="onnx" or "auto"')
+    return TorchBackbone.load(
+        folder,
+        device,
+        precision="bfloat16" if precision == "bfloat16" else "float32",
+        num_threads=num_threads,
+    )
+
+
+def _onnx(folder: Path, precision: Precision, num_threads: int | None) -> Backbone:
+    from nexus_integrations.backends.onnx import OnnxBackbone
+
+    if precision == "bfloat16":
+        raise ValueError(
+            'ONNX Runtime has no CPU kernels for bfloat16: give backend="torch" or "auto"'
+        )
+    chosen: Literal["float32", "int8"] = "int8" if precision == "int8" else "float32"
+    return _shared(
+        ("onnx", chosen, num_threads, *_version(folder)),
+        lambda: OnnxBackbone.of_model(folder, chosen, num_threads),
+    )
+
+
+def _chosen(folder: Path, precision: Precision | None, num_threads: int | None) -> Backbone:
+    """Return what "auto" means for a model's folder on the CPU."""
+    if precision == "bfloat16" or (precision != "int8" and find_spec("onnxruntime") is None):
+        return _torch(folder, precision, "cpu", num_threads)
+    try:
+        return _onnx(folder, precision or "float32", num_threads)
+    except (ImportError, ValueError):
+        if precision == "int8":
+            raise
+        # No exporter, or a model that is none of its kind; a folder without a model fails below.
+        return _torch(folder, precision, "cpu", num_threads)
+
+
+def _shared(key: tuple[Any, ...], make: Callable[[], Backbone]) -> Backbone:
+    with _process.loading:
+        backbone: Backbone | None = _loaded.get(key)
+        if backbone is None:
+            new = make()
+            # A copy in another folder, as a saved encoder has one, is the same backbone.
+            way = key[:-3]
+            same = (
+                b for k, b in _loaded.items() if k[: len(way)] == way and b.digest == new.digest
+            )
+            backbone = _loaded[key] = next(same, new)
+        return backbone
+
+
+def _version(folder: Path) -> tuple[str, int, int]:
+    """Tell the states of a folder apart: files that changed in place are another model."""
+    stamps = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    changed = max((stamp.st_mtime_ns for stamp in stamps), default=0)
+    return str(folder.resolve()), sum(stamp.st_size for stamp in stamps), changed

@@ -1,0 +1,186 @@
+"""A backbone run by ONNX Runtime: a graph, a tokenizer, and no PyTorch."""
+
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from nexus_integrations.backends import Precision, Role, load_backbone
+from nexus_integrations.backends.folder import GRAPH, RuntimeModel, cached_runtime, read_runtime
+from nexus_integrations.backends.stream import embed
+from nexus_integrations.backends.threads import cores
+from nexus_integrations.extras import extra
+from nexus_integrations.types import Floats, Integers
+
+# Word pieces of a batch. More fill the second-level cache of a core and gain nothing; measured by
+# benchmarks/embedding.py on two cores.
+_BATCH_TOKENS = 1024
+
+# ONNX Runtime's fused kernel takes seven times as long as the addition and the normalisation that
+# it replaces (1.31 on x86-64: 5.3 against 0.8 ns for an element).
+_SLOW_FUSIONS = ["SkipLayerNormFusion"]
+
+
+class OnnxBackbone:
+    """A backbone's graph in ONNX Runtime, on the CPU.
+
+    Calls are serialised batch by batch. A fork starts with a session of its own.
+    """
+
+    backend: Literal["onnx"] = "onnx"
+    device = "cpu"
+
+    def __init__(
+        self,
+        runtime: Path,
+        model: RuntimeModel,
+        *,
+        folder: Path | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """Load the graph of a runtime folder; `folder` is the model's, where it was made of one."""
+        self.folder = folder if folder is not None else runtime
+        self.num_threads = num_threads
+        self._runtime = runtime
+        self._model = model
+        self._begin_process()
+
+    @classmethod
+    def load(cls, folder: Path, num_threads: int | None = None) -> "OnnxBackbone":
+        """Load a runtime folder.
+
+        Raises `ValueError` for one that is damaged, `ImportError` without onnxruntime.
+        """
+        return cls(folder, read_runtime(folder), num_threads=num_threads)
+
+    @classmethod
+    def of_model(
+        cls,
+        folder: Path,
+        precision: Literal["float32", "int8"],
+        num_threads: int | None = None,
+    ) -> "OnnxBackbone":
+        """Load a model's folder, its graph from the cache, where it is made on first use.
+
+        Raises `ImportError` where PyTorch, onnx or onnxscript is missing and there is no graph yet,
+        and `ValueError` for a model that cannot be exported.
+        """
+
+        def make(draft: Path) -> None:
+            with extra("train"):
+                from nexus_integrations.backends.torch import TorchBackbone
+            TorchBackbone.load(folder).export(draft, precision)
+
+        runtime, model, temporary = cached_runtime(folder, precision, make)
+        backbone = cls(runtime, model, folder=folder, num_threads=num_threads)
+        if temporary:
+            weakref.finalize(backbone, _remove, runtime, os.getpid())
+        return backbone
+
+    @property
+    def precision(self) -> Literal["float32", "int8"]:
+        """What it computes in."""
+        return self._model.precision
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self._model.dimension
+
+    @property
+    def max_length(self) -> int:
+        """How many word pieces of a text are read; the rest is cut off."""
+        return self._model.tokenizer.max_length
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over all that a vector depends on beside its text."""
+        return self._model.digest
+
+    @property
+    def float32_digest(self) -> str:
+        """The `digest` that this model has in float32."""
+        return self._model.float32_digest
+
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """Return how many texts are longer than `max_length` word pieces."""
+        return self._model.tokenizer.count_truncated(texts)
+
+    def encode(self, texts: Sequence[str], role: Role) -> Floats:
+        """Return unit vectors, float32 (n, dimension), under the role's prompt."""
+        if self._process != os.getpid():  # a fork copies a session without its threads
+            self._begin_process()
+        return embed(
+            texts,
+            role,
+            self._model.tokenizer,
+            self._run,
+            dimension=self.dimension,
+            batch_tokens=_BATCH_TOKENS,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the model's folder in float32, or a copy of the runtime folder."""
+        if self.folder == self._runtime:
+            shutil.copytree(self._runtime, folder)
+        else:
+            self._as_torch().save(folder)
+
+    def export(self, folder: Path, precision: Precision | None = None) -> None:
+        """Write a runtime folder; one of another precision takes PyTorch and the model's folder."""
+        if precision in (None, self.precision):
+            shutil.copytree(self._runtime, folder, dirs_exist_ok=True)
+        elif self.folder == self._runtime:
+            raise ValueError(
+                f"{self.folder} was exported in {self.precision}, and {precision} is not made of "
+                "it: export the model that it was made from"
+            )
+        else:
+            self._as_torch().export(folder, precision)
+
+    def _as_torch(self) -> Any:
+        with extra("train"):
+            return load_backbone(self.folder, backend="torch", precision="float32")
+
+    def _run(self, ids: Integers, mask: Integers) -> Floats:
+        with self._lock:
+            vectors: Floats = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return vectors
+
+    def _begin_process(self) -> None:
+        self._lock = threading.Lock()
+        self._session = session(self._runtime / GRAPH, self.num_threads)
+        self._process = os.getpid()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxBackbone":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., "OnnxBackbone"], tuple[Any, ...]]:
+        return _unpickled, (self.folder, self.precision, self.num_threads)
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # a fork may end before its parent
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpickled(folder: Path, precision: Literal["float32", "int8"], num_threads: int | None) -> Any:
+    return load_backbone(folder, backend="onnx", precision=precision, num_threads=num_threads)
+
+
+def session(graph: Path, num_threads: int | None) -> Any:
+    with extra("runtime"):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        str(graph),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=_SLOW_FUSIONS,
+    )

@@ -1,0 +1,83 @@
+"""Any number of texts through a model: each once, in batches of like length, in bounded memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from nexus_integrations.backends import Role
+from nexus_integrations.backends.tokens import TextTokenizer
+from nexus_integrations.progress import progress_bar
+from nexus_integrations.types import Floats, Integers
+
+Run = Callable[[Integers, Integers], Floats]
+"""Ids and mask, int64 (n, length), to unit vectors, float32 (n, dimension)."""
+
+# Texts tokenised, sorted and held at a time: enough for batches of like length, some megabytes.
+_WINDOW = 2048
+
+
+def embed(
+    texts: Sequence[str],
+    role: Role,
+    tokenizer: TextTokenizer,
+    run: Run,
+    *,
+    dimension: int,
+    batch_tokens: int,
+) -> Floats:
+    """Return the vectors of the texts, float32 (n, dimension).
+
+    Equal texts are embedded once. A batch holds at most `batch_tokens` word pieces, padding
+    included, but at least one text. The next window is tokenised while the model runs on this one.
+    """
+    if len(texts) == 1:
+        return run(*tokenizer.padded(tokenizer.pieces(texts, role)))
+    row_of: dict[str, int] = {}
+    for text in texts:
+        row_of.setdefault(text, len(row_of))
+    unique = list(row_of)
+    vectors = np.empty((len(unique), dimension), dtype=np.float32)
+    with progress_bar(total=len(texts), desc=f"embed {role}s", unit="text") as bar:
+        for start, pieces in _tokenised(unique, role, tokenizer):
+            for rows in batches(pieces, batch_tokens):
+                vectors[[start + row for row in rows]] = run(
+                    *tokenizer.padded([pieces[row] for row in rows])
+                )
+                bar.update(len(rows) * len(texts) / len(unique))
+    if len(unique) == len(texts):
+        return vectors
+    return vectors[[row_of[text] for text in texts]]
+
+
+def batches(pieces: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Give row numbers in batches of like length, the longest first (memory fails early)."""
+    batch: list[int] = []
+    longest = 0
+    for row in sorted(range(len(pieces)), key=lambda row: -len(pieces[row])):
+        if batch and (len(batch) + 1) * longest > batch_tokens:
+            yield batch
+            batch = []
+        if not batch:
+            longest = len(pieces[row])
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _tokenised(
+    texts: Sequence[str], role: Role, tokenizer: TextTokenizer
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """Give each window's first row and word pieces; the next one is made meanwhile."""
+    starts = range(0, len(texts), _WINDOW)
+    if len(starts) < 2:
+        yield from ((start, tokenizer.pieces(texts, role)) for start in starts)
+        return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="nexus-tokenizer") as ahead:
+        windows = (texts[start : start + _WINDOW] for start in starts)
+        coming = ahead.submit(tokenizer.pieces, next(windows), role)
+        for start in starts:
+            pieces = coming.result()
+            if (window := next(windows, None)) is not None:
+                coming = ahead.submit(tokenizer.pieces, window, role)
+            yield start, pieces
