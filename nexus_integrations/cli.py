@@ -1,4 +1,4 @@
-"""The command line: `nexus demo | embed | finetune | nudge | evaluate | report`.
+"""The command line: `nexus demo | embed | finetune | export | nudge | evaluate | report`.
 
 Exit status: 0 when done, 1 for an error that the message explains, 2 for a command that was typed
 wrongly. Results go to standard output, everything else to standard error.
@@ -325,6 +325,40 @@ def finetune(
             f"dev set was {result.dev_source}. γ = {result.gamma:g} suits dev best.",
             *_dropped(result.dropped),
             f"Saved to {output}.",
+        )
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Model = None,
+    precision: Annotated[
+        Literal["float32", "int8", "auto"],
+        typer.Option(
+            help="float32: the same vectors. int8: faster. auto: int8 if its loss is small."
+        ),
+    ] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model, with its heads, to a folder that embeds without PyTorch."""
+    with _reported_errors():
+        from nexus_integrations.encoder import DendriticEncoder
+
+        DendriticEncoder.load(model).export(output, precision)
+        encoder = DendriticEncoder.load(output)  # every file is compared with its hash
+        size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+        content = {
+            "precision": encoder.backbone.precision,
+            "dimension": encoder.dimension,
+            "max_length": encoder.max_length,
+            "fingerprint": encoder.fingerprint,
+            "bytes": size,
+            "output": str(output),
+        }
+        Reporter(as_json).result(
+            content,
+            f"{encoder.backbone.precision}, {encoder.dimension} dimensions, {size / 1e6:.0f} MB in "
+            f'{output}. It runs where pip install "nexus-integrations\\[runtime]" was.',
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nexus_integrations.backends import (
+    RUNTIME_MANIFEST,
     Backbone,
     Backend,
     Precision,
@@ -223,6 +224,10 @@ class DendriticEncoder:
                     heads[role] = "query_head.safetensors" if shared else f"{role}_head.safetensors"
                     head.save(draft / heads[role])
             files = sorted(path for path in draft.rglob("*") if path.is_file())
+            if is_runtime_folder(draft / _BACKBONE):
+                # Its manifest has the hashes of its files, and they are compared on loading.
+                own = {draft / _BACKBONE / RUNTIME_MANIFEST}
+                files = [path for path in files if path.parent != draft / _BACKBONE or path in own]
             manifest = {
                 "format": _FORMAT,
                 "version": _VERSION,
@@ -235,7 +240,11 @@ class DendriticEncoder:
                 "sha256": {path.relative_to(draft).as_posix(): sha256_of(path) for path in files},
             }
             (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            draft.chmod(0o777 & ~_umask())
+            for path in (
+                draft,
+                *draft.rglob("*"),
+            ):  # temporary folders, and some writers, are private
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
             if target.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
                 target.rename(old / "old")
