@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -143,6 +143,7 @@ def finetune(
     *,
     index: VectorIndex | None = None,
     checkpoint_dir: str | Path | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> FinetuneResult:
     """Train heads for `encoder` and return it with them; the encoder given is not changed.
 
@@ -157,6 +158,8 @@ def finetune(
     and `metrics.json`; called again with equal arguments, training goes on behind the last epoch
     and ends with equal weights. Growing dendrites on a frozen backbone takes seconds and starts
     again.
+
+    `on_epoch` is called after every epoch, as the loggers of `training.loggers` are.
 
     Raises `ImportError` when dendrites are asked for and perforatedai is missing, `RuntimeError`
     when growth fails, `TypeError` for datasets of two kinds, `ValueError` for sentence pairs of
@@ -188,7 +191,9 @@ def finetune(
     checkpoint = None
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(Path(checkpoint_dir), _identity(encoder, train, dev, config))
-    trained, history = _trained(objective, config, keep="best", checkpoint=checkpoint)
+    trained, history = _trained(
+        objective, config, keep="best", checkpoint=checkpoint, tell=on_epoch
+    )
     if max(epoch.score for epoch in history) > baseline:
         score = max(epoch.score for epoch in history)
     else:
@@ -214,7 +219,11 @@ def finetune(
 
 
 def _trained(
-    objective: Objective, config: FinetuneConfig, keep: Keep, checkpoint: Checkpoint | None = None
+    objective: Objective,
+    config: FinetuneConfig,
+    keep: Keep,
+    checkpoint: Checkpoint | None = None,
+    tell: Callable[[Epoch], None] | None = None,
 ) -> tuple[Trained, list[Epoch]]:
     """Return one head, or two for side "each", with a trained backbone, and the history."""
     schedule = Schedule(
@@ -233,6 +242,8 @@ def _trained(
 
         def on_epoch(epoch: Epoch) -> None:
             history.append(epoch)
+            if tell is not None:
+                tell(epoch)
             bar.update()
             bar.set_postfix(dendrites=epoch.dendrites, dev=f"{epoch.score:.4f}")
 
