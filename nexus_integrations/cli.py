@@ -187,6 +187,17 @@ def embed(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an interrupted run has done.")
     ] = False,
+    backend: Annotated[
+        Literal["auto", "torch", "onnx"], typer.Option(help="What runs the model.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8", "auto"] | None,
+        typer.Option(
+            help="int8 and bfloat16 are quicker, and change the vectors a little. By default "
+            "float32, or that of an exported folder.",
+            show_default=False,
+        ),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(help="ray: a cluster, that of RAY_ADDRESS or of this machine."),
@@ -208,7 +219,7 @@ def embed(
         report = embed_corpus(
             inputs,
             output,
-            partial(DendriticEncoder.load, model),
+            partial(DendriticEncoder.load, model, backend=backend, precision=precision),
             JobConfig(
                 role=role,
                 id_column=id_column,
