@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait make a busy machine many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-milvus check browser clean
+.PHONY: demo test test-milvus test-matrix test-install check docs build browser clean
 
 demo: .venv/installed-demo
 	$(BIN)/nexus demo --output nexus-demo
@@ -20,10 +20,29 @@ test-milvus: .venv/installed-milvus
 	$(BIN)/python -m pytest -k milvus
 	.venv/milvus/bin/python -m pytest -k milvus tests/test_llama_index_stores.py
 
+# Both frameworks at the oldest and newest supported versions, under each version of Python that is
+# here. `make test` runs the two ends of it.
+MATRIX ?= $(foreach python,3.10 3.11 3.12 3.13,$(python)-oldest $(python)-newest)
+test-matrix:
+	.ci/matrix $(MATRIX)
+
+# Each extra from a fresh wheel in an empty environment.
+test-install:
+	.ci/extras
+
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation, in site/, and the distributions, in dist/.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+build: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 # The report is tested in Chromium; without one on the PATH these tests are skipped. As root on Debian
 # this installs it.
@@ -50,4 +69,4 @@ browser:
 	touch $@
 
 clean:
-	rm -rf .venv nexus-demo build dist
+	rm -rf .venv nexus-demo build dist site

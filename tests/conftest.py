@@ -13,7 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest
-import torch
 
 import nexus_integrations
 from nexus_integrations.data import RetrievalDataset
@@ -148,7 +147,17 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A sentence-transformers folder: one layer, 16 dimensions, 32 pieces, a piece a letter."""
+    """A sentence-transformers folder: one layer, 16 dimensions, 32 pieces, a piece a letter.
+
+    Without PyTorch it is a runtime folder of the same size.
+    """
+    if find_spec("torch") is None:
+        from tiny_runtime import write_tiny_runtime
+
+        folder = tmp_path_factory.mktemp("tiny") / "model"
+        write_tiny_runtime(folder)
+        return folder
+    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
