@@ -1,4 +1,4 @@
-"""Questions with the passages that answer them, and sentence pairs with scores.
+"""Questions with the passages that answer them.
 
 The layout is that of LlamaIndex's `EmbeddingQAFinetuneDataset`: three dictionaries, `queries`,
 `corpus` and `relevant_docs`. Every reader ends in the same checks, so that a dataset that exists is
@@ -6,17 +6,23 @@ a dataset that can be trained on.
 """
 
 import csv
-import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from nexus_integrations.types import Floats
+from nexus_integrations.data.files import (
+    check_named_texts,
+    digest,
+    open_text,
+    table_rows,
+    unique_rows,
+    without_duplicates,
+)
 
 
 class QADataset(Protocol):
@@ -44,8 +50,8 @@ class RetrievalDataset:
     """How many queries were left out because no document is relevant to them."""
 
     def __post_init__(self) -> None:
-        _check_texts("query", self.queries)
-        _check_texts("document", self.corpus)
+        check_named_texts("query", self.queries)
+        check_named_texts("document", self.corpus)
         unknown = next((id_ for id_ in self.relevant_docs if id_ not in self.queries), None)
         if unknown is not None:
             raise ValueError(f"relevant_docs names query {unknown!r}, which is not in queries")
@@ -86,7 +92,7 @@ class RetrievalDataset:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, over queries, corpus and judgements, which it does not give away."""
-        return _digest([self.queries, self.corpus, self.relevant_docs])
+        return digest([self.queries, self.corpus, self.relevant_docs])
 
     @classmethod
     def from_beir(cls, folder: str | Path, *, split: str = "test") -> "RetrievalDataset":
@@ -97,12 +103,12 @@ class RetrievalDataset:
         """
         folder = Path(folder)
         corpus = {}
-        for row in _unique_rows(folder / "corpus.jsonl"):
+        for row in unique_rows(folder / "corpus.jsonl"):
             if not isinstance(row["text"], str):
                 what = type(row["text"]).__name__
                 raise TypeError(f"document {row['_id']!r} is {what}, expected str")
             corpus[row["_id"]] = f"{row.get('title') or ''} {row['text']}".strip()
-        queries = {row["_id"]: row["text"] for row in _unique_rows(folder / "queries.jsonl")}
+        queries = {row["_id"]: row["text"] for row in unique_rows(folder / "queries.jsonl")}
         relevant: dict[str, list[str]] = {}
         path = folder / "qrels" / f"{split}.tsv"
         with path.open(encoding="utf-8", newline="") as file:
@@ -120,10 +126,10 @@ class RetrievalDataset:
     def from_json(cls, path: str | Path) -> "RetrievalDataset":
         """Read what `EmbeddingQAFinetuneDataset.save_json` writes: `.json`, or `.json.gz`."""
         path = Path(path)
-        with _open_text(path) as file:
+        with open_text(path) as file:
             # Two equal keys would silently become one: json keeps the last.
             try:
-                content = json.load(file, object_pairs_hook=_without_duplicates)
+                content = json.load(file, object_pairs_hook=without_duplicates)
             except (json.JSONDecodeError, EOFError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from None
         missing = {"queries", "corpus", "relevant_docs"} - set(content)
@@ -198,21 +204,63 @@ class RetrievalDataset:
         import datasets
 
         rows = datasets.load_dataset(name, split=split)
-        for column in (query_column, document_column):
-            if column not in rows.column_names:
-                raise ValueError(
-                    f"{name} has no column {column!r}: it has {', '.join(rows.column_names)}"
-                )
-        documents: dict[str, str] = {}
+        return cls.from_rows(rows, query_column=query_column, document_column=document_column)
+
+    @classmethod
+    def from_table(
+        cls,
+        path: str | Path,
+        *,
+        query_column: str = "question",
+        document_column: str = "context",
+        id_column: str | None = None,
+    ) -> "RetrievalDataset":
+        """Read a file of (question, passage) rows: `.jsonl`, `.csv` (also `.gz`) or `.parquet`.
+
+        Columns and ids are those of `from_rows`. Raises `ValueError` for another kind of file.
+        """
+        rows = table_rows(Path(path))
+        return cls.from_rows(
+            rows, query_column=query_column, document_column=document_column, id_column=id_column
+        )
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        query_column: str = "question",
+        document_column: str = "context",
+        id_column: str | None = None,
+    ) -> "RetrievalDataset":
+        """Take (question, passage) rows: a `datasets.Dataset`, or any dictionaries.
+
+        Equal passages become one document and equal questions one query. `id_column` names the
+        documents; otherwise they are numbered. Raises `ValueError` for a row without a column and
+        for an id that stands for two passages.
+        """
+        numbers: dict[str, str] = {}
+        corpus: dict[str, str] = {}
         queries: dict[str, str] = {}
         relevant: dict[str, list[str]] = {}
-        for row in rows:
-            document_id = documents.setdefault(row[document_column], f"d{len(documents)}")
+        for number, row in enumerate(rows):
+            for column in filter(None, (query_column, document_column, id_column)):
+                if column not in row:
+                    raise ValueError(
+                        f"row {number} has no column {column!r}: it has {', '.join(map(str, row))}"
+                    )
+            text = row[document_column]
+            if id_column is None:
+                id_ = numbers.setdefault(text, f"d{len(numbers)}")
+            else:
+                id_ = str(row[id_column])
+            if corpus.setdefault(id_, text) != text:
+                raise ValueError(f"row {number}: document id {id_!r} stands for two passages")
             query_id = queries.setdefault(row[query_column], f"q{len(queries)}")
-            relevant.setdefault(query_id, []).append(document_id)
+            relevant.setdefault(query_id, []).append(id_)
         return cls(
             queries={id_: text for text, id_ in queries.items()},
-            corpus={id_: text for text, id_ in documents.items()},
+            corpus=corpus,
             relevant_docs=relevant,
         )
 
@@ -311,168 +359,3 @@ class RetrievalDataset:
         for id_, label in zip(rows, labels, strict=True):
             groups.setdefault(int(label), []).append(id_)
         return list(groups.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimilarityDataset:
-    """Sentence pairs with a similarity score each, as in the STS Benchmark.
-
-    `scores` is float32 (n,), scaled to 0..1 from `scale`. Raises `ValueError` for an empty dataset,
-    sides of different length, a blank sentence, or a score outside the scale; each names the pair.
-    """
-
-    sentences1: list[str]
-    sentences2: list[str]
-    scores: Floats = field(repr=False)
-
-    def __post_init__(self) -> None:
-        if not len(self.sentences1) == len(self.sentences2) == len(self.scores):
-            raise ValueError(
-                f"{len(self.sentences1)} first and {len(self.sentences2)} second sentences, "
-                f"{len(self.scores)} scores: expected equal numbers"
-            )
-        if not self.sentences1:
-            raise ValueError("the dataset is empty")
-        for side in (self.sentences1, self.sentences2):
-            _check_texts("sentence of pair", {str(row): text for row, text in enumerate(side)})
-        scores = np.asarray(self.scores, dtype=np.float32)
-        bad = ~((scores >= 0) & (scores <= 1))
-        if bad.any():
-            raise ValueError(
-                f"pair {int(np.argmax(bad))} has the scaled score {scores[np.argmax(bad)]}, "
-                "outside 0..1: give the scale of your scores"
-            )
-        object.__setattr__(self, "scores", scores)
-
-    def __len__(self) -> int:
-        """The number of pairs."""
-        return len(self.sentences1)
-
-    def __repr__(self) -> str:
-        """Counts only: a repr ends up in logs, where no text belongs."""
-        return f"SimilarityDataset({len(self)} pairs)"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, over sentences and scores, which it does not give away."""
-        return _digest([self.sentences1, self.sentences2, self.scores.tolist()])
-
-    def subset(self, rows: Sequence[int]) -> "SimilarityDataset":
-        """Return the dataset of the pairs with these numbers."""
-        return SimilarityDataset(
-            sentences1=[self.sentences1[row] for row in rows],
-            sentences2=[self.sentences2[row] for row in rows],
-            scores=self.scores[list(rows)],
-        )
-
-    @classmethod
-    def from_csv(
-        cls, path: str | Path, *, scale: tuple[float, float] = (0.0, 5.0)
-    ) -> "SimilarityDataset":
-        """Read rows of sentence1, sentence2, score without a header (`.csv` or `.csv.gz`)."""
-        with _open_text(Path(path)) as file:
-            rows = list(csv.reader(file))
-        for number, row in enumerate(rows):
-            if len(row) != 3:
-                raise ValueError(f"row {number} of {path} has {len(row)} fields, expected 3")
-        return cls._scaled(rows, scale)
-
-    @classmethod
-    def from_hub(
-        cls,
-        name: str = "mteb/stsbenchmark-sts",
-        *,
-        split: str = "train",
-        columns: tuple[str, str, str] = ("sentence1", "sentence2", "score"),
-        scale: tuple[float, float] = (0.0, 5.0),
-    ) -> "SimilarityDataset":
-        """Read sentence pairs with the `datasets` library: a hub name or a local folder."""
-        import datasets
-
-        rows = datasets.load_dataset(name, split=split)
-        missing = [column for column in columns if column not in rows.column_names]
-        if missing:
-            raise ValueError(f"{name} has no column {missing[0]!r}: {', '.join(rows.column_names)}")
-        return cls._scaled([[row[column] for column in columns] for row in rows], scale)
-
-    @classmethod
-    def _scaled(
-        cls, rows: Sequence[Sequence[Any]], scale: tuple[float, float]
-    ) -> "SimilarityDataset":
-        low, high = scale
-        if not low < high:
-            raise ValueError(f"scale must be (lowest, highest), not {scale}")
-        scores = np.empty(len(rows))
-        for number, row in enumerate(rows):
-            try:
-                scores[number] = float(row[2])
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"pair {number} has the score {row[2]!r}: expected a number"
-                ) from None
-            if not low <= scores[number] <= high:
-                raise ValueError(
-                    f"pair {number} has the score {row[2]}, outside {low:g}..{high:g}: give the "
-                    "scale of your scores"
-                )
-        return cls(
-            sentences1=[row[0] for row in rows],
-            sentences2=[row[1] for row in rows],
-            scores=((scores - low) / (high - low)).astype(np.float32),
-        )
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise `TypeError` for a bare string, or for an item that is not text, which it names."""
-    if isinstance(texts, (str, bytes)):
-        raise TypeError("expected a list of texts, got one string: write [text]")
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"text {number} is {type(text).__name__}, expected str")
-
-
-def _check_texts(what: str, texts: Mapping[str, str]) -> None:
-    for id_, text in texts.items():
-        if not isinstance(id_, str):
-            raise TypeError(f"{what} id {id_!r} is {type(id_).__name__}, expected str")
-        if not isinstance(text, str):
-            raise TypeError(f"{what} {id_!r} is {type(text).__name__}, expected str")
-        if not text.strip():
-            raise ValueError(f"{what} {id_!r} is blank")
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
-
-
-def _unique_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file, or of the same with `.gz`; an id seen twice is an error."""
-    if not path.exists():
-        path = path.with_name(path.name + ".gz")
-    seen: set[str] = set()
-    with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is not valid JSON: {error}") from None
-            if not isinstance(row, dict) or "_id" not in row or "text" not in row:
-                raise ValueError(f"line {number} of {path} lacks _id or text")
-            if row["_id"] in seen:
-                raise ValueError(f"line {number} of {path}: id {row['_id']!r} occurs twice")
-            seen.add(row["_id"])
-            yield row
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
-    return content
