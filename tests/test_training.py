@@ -357,6 +357,57 @@ def test_a_turn_is_learnt(small):
     assert result.score == pytest.approx(1)
 
 
+def test_one_query_is_refused(small):
+    """A head fitted to one query knows no other; a split of one query has an empty part."""
+    encoder, dataset = small
+    single = dataset.subset(["q0"])
+    with pytest.raises(ValueError, match="the training set has one query"):
+        finetune(encoder, single, dataset, LINEAR)
+    with pytest.raises(ValueError, match=r"part 1 of .* would be empty: 1 queries"):
+        finetune(encoder, single, config=LINEAR)
+
+
+def test_passages_of_one_vector_are_refused(small):
+    """Equal texts under eight ids cannot be told apart."""
+    encoder, dataset = small
+    same = replace(dataset, corpus=dict.fromkeys(dataset.corpus, "d 0"))
+    with pytest.raises(ValueError, match="all 8 passages have the same vector"):
+        finetune(encoder, same, same, LINEAR)
+
+
+def test_repeated_questions_are_counted(small):
+    """Dev questions that training questions repeat make its score worth less."""
+    encoder, dataset = small
+    first, second = dataset.subset(["q0", "q1", "q2"]), dataset.subset(["q2", "q3"])
+    assert finetune(encoder, first, second, replace(LINEAR, epochs=1)).repeated == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_where_memory_is_short_a_sample_of_the_corpus_is_trained_on(small, monkeypatch, error):
+    """Four queries and 32 passages: the answers, and others up to a quarter, stay in the loss."""
+    encoder, dataset = small
+    corpus = {**dataset.corpus, **{f"x{n}": f"q {n % 8}" for n in range(24)}}
+    train = replace(dataset, corpus=corpus).subset(["q0", "q1", "q2", "q3"])
+    loss, seen = RetrievalObjective.loss, []
+
+    def short_of_memory(objective, heads, items):
+        seen.append(len(objective.documents))
+        if len(objective.documents) > 8:
+            raise error
+        return loss(objective, heads, items)
+
+    monkeypatch.setattr(RetrievalObjective, "loss", short_of_memory)
+    with pytest.warns(UserWarning, match="memory was short for 32 passages.* against 8, all answ"):
+        result = finetune(encoder, train, train, replace(LINEAR, epochs=2))
+    assert seen == [32, 8, 8]
+    assert len(result.history) == 2
+    monkeypatch.setattr(
+        RetrievalObjective, "loss", lambda *_: (_ for _ in ()).throw(RuntimeError("another error"))
+    )
+    with pytest.raises(RuntimeError, match="another error"):
+        finetune(encoder, train, train, LINEAR)
+
+
 def test_heads_stay_untrained_when_nothing_helps(small):
     """Where every answer is found already, no epoch is better than none."""
     encoder, dataset = small

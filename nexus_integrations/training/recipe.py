@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nexus_integrations.data import RetrievalDataset, SimilarityDataset
+from nexus_integrations.data import RetrievalDataset, SimilarityDataset, near_duplicates
 from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import check_fits, check_relevant_are_stored
@@ -120,8 +121,10 @@ class FinetuneResult:
     Spearman's ρ) before and after, the latter before any refit. `gamma` is the γ of a NUDGE-N with
     the training queries that serves the dev queries best (None for sentence pairs): after a refit,
     which has seen the dev queries, it is the one to nudge with. `dev_source` tells where the dev
-    set came from, `dropped` how many queries without a relevant document were left out, `seconds`
-    the time of training alone and `embedding_seconds` that of embedding the texts.
+    set came from, `repeated` how many dev queries nearly equal a training query (see
+    `near_duplicates`; a dev score over such tells less), `dropped` how many queries without a
+    relevant document were left out, `seconds` the time of training alone and `embedding_seconds`
+    that of embedding the texts.
     """
 
     encoder: DendriticEncoder
@@ -131,6 +134,7 @@ class FinetuneResult:
     gamma: float | None
     dev_source: str
     dropped: int
+    repeated: int
     seconds: float
     embedding_seconds: float
 
@@ -162,8 +166,10 @@ def finetune(
     `on_epoch` is called after every epoch, as the loggers of `training.loggers` are.
 
     Raises `ImportError` when dendrites are asked for and perforatedai is missing, `RuntimeError`
-    when growth fails, `TypeError` for datasets of two kinds, `ValueError` for sentence pairs of
-    equal scores, whose rank correlation is undefined, and for a checkpoint of another run.
+    when growth fails, `TypeError` for datasets of two kinds, `ValueError` for a single
+    query, for passages of one vector, for sentence pairs of equal scores, whose rank correlation is
+    undefined, and for a checkpoint of another run. Where memory is short for a corpus, training
+    goes on against a sample of it, with a warning.
     """
     config = config or FinetuneConfig()
     if config.dendrites:
@@ -174,12 +180,13 @@ def finetune(
         train, dev = _split(train, config)
     begun = perf_counter()
     objective: Objective
-    dropped = 0
+    dropped = repeated = 0
     if isinstance(train, RetrievalDataset) and isinstance(dev, RetrievalDataset):
         if config.backbone == "trainable":
             raise ValueError("backbone='trainable' is for sentence pairs: use 'frozen'")
         objective = _retrieval(encoder, train, dev, config, index)
         dropped = train.dropped + dev.dropped
+        repeated = len(near_duplicates(train, dev))
     elif isinstance(train, SimilarityDataset) and isinstance(dev, SimilarityDataset):
         config = replace(config, side="both")  # a pair has no query and document
         objective = _similarity(encoder, train, dev, config)
@@ -191,9 +198,17 @@ def finetune(
     checkpoint = None
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(Path(checkpoint_dir), _identity(encoder, train, dev, config))
-    trained, history = _trained(
-        objective, config, keep="best", checkpoint=checkpoint, tell=on_epoch
-    )
+    while True:
+        try:
+            trained, history = _trained(
+                objective, config, keep="best", checkpoint=checkpoint, tell=on_epoch
+            )
+            break
+        except (MemoryError, RuntimeError) as error:
+            smaller = _smaller(objective, config, error)
+            if smaller is None:
+                raise
+            objective = smaller
     if max(epoch.score for epoch in history) > baseline:
         score = max(epoch.score for epoch in history)
     else:
@@ -213,8 +228,46 @@ def finetune(
         gamma=gamma,
         dev_source=dev_source,
         dropped=dropped,
+        repeated=repeated,
         seconds=perf_counter() - embedded,
         embedding_seconds=embedded - begun,
+    )
+
+
+def _smaller(
+    objective: Objective, config: FinetuneConfig, error: Exception
+) -> RetrievalObjective | None:
+    """Return the objective with a quarter of the passages, if memory was what training lacked.
+
+    Kept are all answers and a random sample of the others. None where nothing can be left out.
+    """
+    # PyTorch's allocator raises RuntimeError, also across the border to the growing child.
+    lacking = isinstance(error, MemoryError) or "allocate memory" in str(error)
+    if not lacking or not isinstance(objective, RetrievalObjective):
+        return None
+    count = len(objective.documents)
+    answers = torch.cat([objective.answers[:, 1], objective.dev_answers[:, 1]]).unique()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    others = order[~torch.isin(order, answers)][: max(0, count // 4 - len(answers))]
+    kept = torch.cat([answers, others])
+    if len(kept) == count:
+        return None
+    warnings.warn(
+        f"memory was short for {count} passages in the loss: training goes on against {len(kept)}, "
+        "all answers and a random sample of the others. The dev score is over these alone",
+        UserWarning,
+        stacklevel=3,
+    )
+    rows = torch.full((count,), -1).index_copy(0, kept, torch.arange(len(kept)))
+
+    def renumbered(pairs: Tensor) -> Tensor:
+        return torch.stack([pairs[:, 0], rows[pairs[:, 1]]], dim=1)
+
+    return replace(
+        objective,
+        documents=objective.documents[kept],
+        answers=renumbered(objective.answers),
+        dev_answers=renumbered(objective.dev_answers),
     )
 
 
@@ -346,6 +399,8 @@ def _retrieval(
     config: FinetuneConfig,
     index: VectorIndex | None,
 ) -> RetrievalObjective:
+    if len(train) < 2:
+        raise ValueError("the training set has one query: a head fitted to it would know no other")
     if index is None:
         corpus = {**train.corpus, **dev.corpus}
         texts = list(corpus.values())
@@ -373,6 +428,10 @@ def _retrieval(
     documents = index.vectors(ids)  # (n_documents, dimension)
     check_vectors(ids, documents, Metric.COSINE)
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    if len(documents) > 1 and not np.ptp(documents, axis=0).any():
+        raise ValueError(
+            f"all {len(documents)} passages have the same vector: no training tells them apart"
+        )
     return RetrievalObjective(
         queries=torch.from_numpy(queries),
         documents=torch.from_numpy(documents),
