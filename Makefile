@@ -12,6 +12,7 @@ demo: .venv/installed-demo
 # The whole suite: style, types, tests. CI runs exactly this.
 test: check test-milvus
 	$(BIN)/python -m pytest -k 'not milvus'
+	.ci/matrix 3.10-oldest 3.13-newest
 
 # Milvus has processes of its own: Milvus Lite goes on logging to standard error of the process it
 # runs in, and LlamaIndex's Milvus store wants pymilvus<3 where LangChain's wants 3. The former's
