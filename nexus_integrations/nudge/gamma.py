@@ -118,27 +118,27 @@ def _search_unmoved(
     """Return the `depth` nearest unmoved documents per query, and their dot products with it.
 
     Rows with fewer than `depth` are filled up with −∞. The search goes deeper, doubling, for the
-    queries whose neighbours are mostly touched.
+    queries whose neighbours are mostly touched, until it finds no more. The size of the index is
+    not asked for: a database counts all its rows to tell.
     """
-    size = len(index)
-    depth = max(1, min(depth, size - len(touched)))
     ids: list[list[str]] = [[] for _ in queries]
     products = np.full((len(queries), depth), -np.inf, dtype=np.float32)
-    waiting = list(range(len(queries)))
-    k = min(size, 4 * depth)
+    waiting = dict.fromkeys(range(len(queries)), 0)  # and how many documents were found before
+    k = 4 * depth
     while waiting:
-        unsettled = []
-        for start in range(0, len(waiting), _SEARCH_BATCH):
-            batch = waiting[start : start + _SEARCH_BATCH]
+        unsettled = {}
+        rows = list(waiting)
+        for start in range(0, len(rows), _SEARCH_BATCH):
+            batch = rows[start : start + _SEARCH_BATCH]
             hits = index.search(queries[batch], k)
             for row, found, similarities in zip(batch, hits.ids, hits.similarities, strict=True):
                 unmoved = [place for place, id_ in enumerate(found) if id_ not in touched][:depth]
-                if len(unmoved) < depth and len(found) < size and k < size:
-                    unsettled.append(row)
+                if len(unmoved) < depth and len(found) > waiting[row]:
+                    unsettled[row] = len(found)
                     continue
                 ids[row] = [found[place] for place in unmoved]
                 products[row, : len(unmoved)] = _products(similarities[unmoved], index.metric)
-        waiting, k = unsettled, min(size, 2 * k)
+        waiting, k = unsettled, 2 * k
     return ids, products
 
 
