@@ -551,13 +551,33 @@ def test_ray_gives_what_one_machine_gives(
     assert np.abs(vectors - expected).max() < 1e-6
 
 
-def test_ray_missing(
-    corpus: Path, tmp_path: Path, angles: DendriticEncoder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("library", "extra"), [("ray", "ray"), ("pyarrow.parquet", "jobs")], ids=lambda name: name
+)
+def test_a_library_missing(
+    corpus: Path,
+    tmp_path: Path,
+    angles: DendriticEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    extra: str,
 ) -> None:
-    """Without the extra the message is the line that installs it."""
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r'pip install "nexus-integrations\[ray\]"'):
+    """The message is the line that installs it."""
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf'pip install "nexus-integrations\[{extra}\]"'):
         embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles, JobConfig(engine="ray"))
+
+
+def test_jobs_need_no_torch(package_environment: dict[str, str]) -> None:
+    """A job with an exported model imports neither torch nor what is built on it."""
+    heavy = ("torch", "transformers", "sentence_transformers", "datasets", "pandas", "ray")
+    program = (
+        f"import sys, nexus_integrations.jobs; print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=package_environment, capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_settings_out_of_range() -> None:

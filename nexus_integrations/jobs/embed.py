@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.extras import extra
 from nexus_integrations.jobs.files import Part, read_part, write_npy, write_parquet, write_part
 from nexus_integrations.jobs.plan import Plan, differences, identity_of, make_plan
 from nexus_integrations.jobs.rows import find_inputs
@@ -104,9 +105,12 @@ def embed_corpus(
 
     Raises `ValueError` for bad rows (the first ones are named by file and line), and when the input
     or the model is another than that of the shards found; `RuntimeError` when another process works
-    on the same output; what `find_inputs` and `load` raise.
+    on the same output; `ImportError` without pyarrow or Ray; what `find_inputs` and `load` raise.
     """
     begun = perf_counter()
+    with extra("jobs"):
+        import pyarrow.parquet  # noqa: F401  missed now, not after an hour
+
     config = config or JobConfig()
     output = Path(output)
     if output.suffix not in (".parquet", ".npy"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.extras import extra
 from nexus_integrations.jobs.embed import Done, Job, fingerprint_of
 
 
@@ -32,13 +33,9 @@ def embed_on_ray(
     `RuntimeError` when a worker failed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when a cluster is started
-    try:
+    with extra("ray"):
         import ray
         import ray.data
-    except ImportError as error:
-        raise ImportError(
-            'engine="ray" needs Ray: pip install "nexus-integrations[ray]"'
-        ) from error
     with _connected(ray), _quiet():
         count, processors = _shared_out(ray, workers)
         shards = ray.data.from_items(
