@@ -571,7 +571,7 @@ def train_sts(
     output: Annotated[Path, typer.Argument(help="Where to save the trained encoder.")],
     preset: Annotated[
         str,
-        typer.Option(help="published, published-baseline, frozen, frozen-linear, best, ..."),
+        typer.Option(help="published, published-baseline, frozen or frozen-linear."),
     ] = "frozen",
     model: Model = None,
     seed: Annotated[

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nexus_integrations.data import SimilarityDataset
+from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.training import sts
 from nexus_integrations.training.presets import PRESETS
 from nexus_integrations.training.recipe import FinetuneConfig
@@ -123,3 +124,51 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text("not a row\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl holds a line that is no row"):
         sts.read_rows(tmp_path / "rows.jsonl")
+
+
+# The commands.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The three parts as files."""
+    for name, part in (("train", DATA.train), ("dev", DATA.dev), ("test", DATA.test)):
+        rows = zip(part.sentences1, part.sentences2, 5 * part.scores, strict=True)
+        lines = [f"{first},{second},{score:g}\n" for first, second, score in rows]
+        (tmp_path / f"{name}.csv").write_text("".join(lines))
+    return tmp_path
+
+
+def call(*arguments: object):
+    from typer.testing import CliRunner
+
+    from nexus_integrations.cli import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_train_sts_saves_an_encoder_and_a_row(folder, tiny_model):
+    """The row printed is the row appended; the folder saved has the test score of the row."""
+    made = ("train-sts", folder, folder / "tuned", "--model", tiny_model, "--json")
+    kept = ("--preset", "frozen-linear", "--seed", 3, "--rows", folder / "rows.jsonl")
+    done = call(*made, *kept)
+    assert done.exit_code == 0, done.output
+    (row,) = sts.read_rows(folder / "rows.jsonl")
+    assert json.loads(done.stdout) == row
+    assert (row["name"], row["seed"], row["config"]["seed"]) == ("frozen-linear", 3, 3)
+    tuned = DendriticEncoder.load(folder / "tuned")
+    assert row["test"] == pytest.approx(sts.similarity_score(tuned, DATA.test), abs=1e-5)
+    unknown = call(*made, "--preset", "none")
+    assert unknown.exit_code == 1
+    assert "no preset is called 'none': choose from published" in unknown.stderr
+
+
+def test_sweep_sts_prints_a_table_and_draws_a_plot(folder, tiny_model):
+    """Two seeds of one preset are one line of the table; a second call adds no row."""
+    asked = ("sweep", "sts", folder, folder / "rows.jsonl", "--model", tiny_model, "--seeds", 2)
+    for _ in range(2):
+        done = call(*asked, "--presets", "frozen-linear", "--plot", folder / "sts.png")
+        assert done.exit_code == 0, done.output
+        assert done.stdout.count("frozen-linear") == 1
+        assert len(sts.read_rows(folder / "rows.jsonl")) == 2
+    assert (folder / "sts.png").is_file()
