@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sides", nargs="+", default=["query"], help="query both each")
     parser.add_argument("--dendrites", nargs="+", type=int, default=[0, 3])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--refit", action="store_true", help="also train on train and dev")
     parser.add_argument("--model", help="folder or hub name; by default all-MiniLM-L6-v2")
     options = parser.parse_args()
