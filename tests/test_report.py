@@ -412,6 +412,8 @@ def test_the_background_is_a_sample_of_what_stayed() -> None:
     again = Moves.of(state(), index)
     assert np.array_equal(moves.background, again.background)
     assert len(Moves.of(state()).background) == 0
+    few = MemoryIndex(["east", EVIL, "other"], vectors[:3])
+    assert len(Moves.of(state(), few).background) == 1
 
 
 def test_of_many_moves_some_are_drawn() -> None:
@@ -829,8 +831,11 @@ def test_it_prints_light_and_without_controls(browser: Any, path: Path) -> None:
     opened = Opened(browser, path, color_scheme="dark")
     opened.page.locator("#rows .row").first.click()
     opened.page.emulate_media(media="print", color_scheme="dark")
-    ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ground, ink = opened.page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
     assert luminance(ground) > 0.9
+    assert luminance(ink) < 0.1
     for hidden in (".controls", "nav", "#more"):
         assert not opened.page.locator(hidden).is_visible()
     assert opened.page.locator(".opened ol").first.is_visible()
