@@ -10,7 +10,7 @@ demo: .venv/installed-demo
 	$(BIN)/nexus demo --output nexus-demo
 
 # The whole suite: style, types, tests. CI runs exactly this.
-test: check test-milvus
+test: check test-milvus .venv/installed-runtime
 	$(BIN)/python -m pytest -k 'not milvus'
 	.ci/matrix 3.10-oldest 3.13-newest
 
@@ -59,6 +59,13 @@ browser:
 .venv/installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# What embeds without PyTorch; the tests marked `runtime` run there.
+.venv/installed-runtime: .venv/installed-dev
+	$(PYTHON) -m venv .venv/runtime
+	.venv/runtime/bin/pip install --quiet --disable-pip-version-check \
+		--editable '.[runtime,llama-index,langchain]'
 	touch $@
 
 .venv/installed-milvus: .venv/installed-dev
