@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer.json"
 
 _FORMAT = "nexus-runtime"
 _VERSION = 1
-_RECIPE = 1  # of the graphs: another number, and cached ones are made anew
+_RECIPE = 2  # of the graphs: another number, and cached ones are made anew
 _MODEL_FILES = (".json", ".txt", ".model", ".safetensors")
 
 

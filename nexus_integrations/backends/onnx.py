@@ -145,9 +145,9 @@ class OnnxBackbone:
         with extra("train"):
             return load_backbone(self.folder, backend="torch", precision="float32")
 
-    def _run(self, ids: Integers, mask: Integers) -> Floats:
+    def _run(self, ids: Integers) -> Floats:
         with self._lock:
-            vectors: Floats = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+            vectors: Floats = self._session.run(None, {"input_ids": ids})[0]
         return vectors
 
     def _begin_process(self) -> None:

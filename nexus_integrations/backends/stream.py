@@ -1,4 +1,4 @@
-"""Any number of texts through a model: each once, in batches of like length, in bounded memory."""
+"""Any number of texts through a model: each once, in batches of one length, in bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,11 @@ from nexus_integrations.backends.tokens import TextTokenizer
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.types import Floats, Integers
 
-Run = Callable[[Integers, Integers], Floats]
-"""Ids and mask, int64 (n, length), to unit vectors, float32 (n, dimension)."""
+Run = Callable[[Integers], Floats]
+"""Ids, int64 (n, length), to unit vectors, float32 (n, dimension)."""
 
-# Texts tokenised, sorted and held at a time: enough for batches of like length, some megabytes.
-_WINDOW = 2048
+# Texts tokenised, sorted and held at a time: enough for full batches, some megabytes.
+_WINDOW = 4096
 
 
 def embed(
@@ -28,38 +28,36 @@ def embed(
 ) -> Floats:
     """Return the vectors of the texts, float32 (n, dimension).
 
-    Equal texts are embedded once. A batch holds at most `batch_tokens` word pieces, padding
-    included, but at least one text. The next window is tokenised while the model runs on this one.
+    Equal texts are embedded once. The texts of a batch have the same number of word pieces, so that
+    nothing is padded and no vector depends on its neighbours; it has at most `batch_tokens` of
+    them, but at least one text. The next texts are tokenised while the model runs on these.
     """
     if len(texts) == 1:
-        return run(*tokenizer.padded(tokenizer.pieces(texts, role)))
+        return run(np.array(tokenizer.pieces(texts, role), dtype=np.int64))
     row_of: dict[str, int] = {}
     for text in texts:
         row_of.setdefault(text, len(row_of))
     unique = list(row_of)
     vectors = np.empty((len(unique), dimension), dtype=np.float32)
-    with progress_bar(total=len(texts), desc=f"embed {role}s", unit="text") as bar:
+    with progress_bar(total=len(unique), desc=f"embed {role}s", unit="text") as bar:
         for start, pieces in _tokenised(unique, role, tokenizer):
             for rows in batches(pieces, batch_tokens):
-                vectors[[start + row for row in rows]] = run(
-                    *tokenizer.padded([pieces[row] for row in rows])
-                )
-                bar.update(len(rows) * len(texts) / len(unique))
+                ids = np.array([pieces[row] for row in rows], dtype=np.int64)  # (n, length)
+                vectors[[start + row for row in rows]] = run(ids)
+                bar.update(len(rows))
     if len(unique) == len(texts):
         return vectors
     return vectors[[row_of[text] for text in texts]]
 
 
 def batches(pieces: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Give row numbers in batches of like length, the longest first (memory fails early)."""
+    """Give row numbers in batches of one length, the longest first (memory fails early)."""
     batch: list[int] = []
-    longest = 0
     for row in sorted(range(len(pieces)), key=lambda row: -len(pieces[row])):
-        if batch and (len(batch) + 1) * longest > batch_tokens:
+        length = len(pieces[row])
+        if batch and (length != len(pieces[batch[0]]) or (len(batch) + 1) * length > batch_tokens):
             yield batch
             batch = []
-        if not batch:
-            longest = len(pieces[row])
         batch.append(row)
     if batch:
         yield batch

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from nexus_integrations.backends import Role
-from nexus_integrations.types import Integers
 
 _COUNTED = 2048  # texts whose pieces are held at a time while they are counted
 
@@ -26,7 +24,6 @@ class TextTokenizer:
     definition: str
     prompts: Mapping[Role, str]
     max_length: int
-    pad_id: int = 0
 
     @cached_property
     def _whole(self) -> Any:
@@ -63,22 +60,11 @@ class TextTokenizer:
             count += sum(len(encoding) > self.max_length for encoding in encodings)
         return count
 
-    def padded(self, pieces: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
-        """Return ids and mask of one batch, int64 (n, longest): 1 in the mask is a word piece."""
-        lengths = [len(row) for row in pieces]
-        ids = np.full((len(pieces), max(lengths)), self.pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, (length, piece) in enumerate(zip(lengths, pieces, strict=True)):
-            ids[row, :length] = piece
-            mask[row, :length] = 1
-        return ids, mask
-
     def settings(self) -> dict[str, Any]:
         """Return all but the definition, as JSON has it."""
         return {
             "prompts": dict(self.prompts),
             "max_length": self.max_length,
-            "pad_id": self.pad_id,
         }
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ _BATCH_TEXTS = 64
 
 _loaded: "WeakValueDictionary[_Key, TorchBackbone]" = WeakValueDictionary()
 _loading = threading.Lock()
+_backbones: "WeakSet[TorchBackbone]" = WeakSet()
+_ran = False  # a model, here or in the process that this one was forked from
+_one_thread = False
 
 _Key = tuple[str, str, str, int | None, int, int]
 
@@ -64,6 +68,7 @@ class TorchBackbone:
         self.precision: Literal["float32", "bfloat16"] = precision
         self.num_threads = num_threads
         self._lock = threading.Lock()
+        _backbones.add(self)
 
     @classmethod
     def load(
@@ -221,18 +226,18 @@ class TorchBackbone:
         names = getattr(self.model.tokenizer, "model_input_names", ())
         return UnitVectors(self.model, "token_type_ids" in names)
 
-    def _run(self, ids: Integers, mask: Integers) -> Floats:
-        device = self.model.device
+    def _run(self, ids: Integers) -> Floats:
         with self._running():
-            vectors = self._vectors(
-                torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-            )
+            vectors = self._vectors(torch.from_numpy(ids).to(self.model.device))
             return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Run the model alone, in its precision, on its threads; restore the process's number."""
+        global _ran
+        _ran = True
         threads = torch.get_num_threads()
+        own = threads if self.num_threads is None or _one_thread else self.num_threads
         with (
             self._lock,
             torch.inference_mode(),
@@ -240,12 +245,12 @@ class TorchBackbone:
                 self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
             ),
         ):
-            if self.num_threads not in (None, threads):
-                torch.set_num_threads(self.num_threads)
+            if own != threads:
+                torch.set_num_threads(own)
             try:
                 yield
             finally:
-                if self.num_threads not in (None, threads):
+                if own != threads:
                     torch.set_num_threads(threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TorchBackbone":
@@ -287,22 +292,27 @@ def text_tokenizer(model: SentenceTransformer) -> TextTokenizer | None:
             "document": _prompt(model, "document", "passage", "corpus"),
         },
         max_length=int(model.max_seq_length or 0),
-        pad_id=int(model.tokenizer.pad_token_id or 0),
     )
     roles: tuple[Role, Role] = ("query", "document")
     for role in roles:
         prompt = tokenizer.prompts[role]
         if prompt and not pooled:  # the prompt's pieces are left out of the mean
             return None
-        texts = _probes(tokenizer.max_length)
-        ids, mask = tokenizer.padded(tokenizer.pieces(texts, role))
-        theirs = model.preprocess(list(texts), prompt=prompt or None, task=role)
-        known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        for name, value in theirs.items():
-            if name in ("modality", "prompt_length"):
-                continue
-            if name not in known or not np.array_equal(known[name], np.asarray(value)):
+        for text in _probes(tokenizer.max_length):
+            ids = np.array(tokenizer.pieces([text], role))  # (1, length)
+            if not ids.size:  # without a piece at its ends a blank text has no input
                 return None
+            theirs = model.preprocess([text], prompt=prompt or None, task=role)
+            known = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "token_type_ids": np.zeros_like(ids),
+            }
+            for name, value in theirs.items():
+                if name in ("modality", "prompt_length"):
+                    continue
+                if name not in known or not np.array_equal(known[name], np.asarray(value)):
+                    return None
     return tokenizer
 
 
@@ -320,6 +330,21 @@ def _probes(max_length: int) -> list[str]:
         "naïve Ærøskøbing ﬁne Ⅳ 病院 병원 😀👩‍⚕️ \u0000 \u200b <s> [MASK]",
         " word" * (max_length or 600),
     ]
+
+
+def _begin_process() -> None:
+    """Go on in a fork, without locks that another thread held and threads that are not copied."""
+    global _loading, _one_thread
+    _loading = threading.Lock()
+    for backbone in tuple(_backbones):
+        backbone._lock = threading.Lock()
+    if _ran:  # OpenMP would wait for its old threads for ever
+        _one_thread = True
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_process)
 
 
 @contextmanager
