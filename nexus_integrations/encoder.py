@@ -97,12 +97,13 @@ class DendriticEncoder:
         if not (folder / _MANIFEST).is_file():
             return cls(read(folder))
         manifest = _verified_manifest(folder)
+        named = manifest.get("backbone")
         heads = {
             name: DendriticHead.load(folder / name) for name in set(manifest["heads"].values())
         }
         by_role = {role: heads[name] for role, name in manifest["heads"].items()}
         encoder = cls(
-            read(folder / _BACKBONE),
+            read(folder / _BACKBONE) if named is None else _named_backbone(folder, named, read),
             query_head=by_role.get("query"),
             document_head=by_role.get("document"),
         )
@@ -186,8 +187,12 @@ class DendriticEncoder:
         """Return an encoder with these heads over the same backbone."""
         return DendriticEncoder(self.backbone, query_head=query_head, document_head=document_head)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, backbone_name: str | None = None) -> None:
         """Write backbone, heads and a manifest of hashes: safetensors and JSON, no training text.
+
+        With `backbone_name`, the name of this encoder's backbone on the hub, the heads alone are
+        written: `load` then looks for the backbone by that name (see `source.find_model`) and
+        compares its digest.
 
         The folder appears whole or not at all; one that an encoder was saved to is replaced. The
         backbone is written in float32, whatever it runs in; that of an exported folder is copied.
@@ -197,7 +202,7 @@ class DendriticEncoder:
         target = Path(folder)
         if target.exists() and any(target.iterdir()) and not (target / _MANIFEST).is_file():
             raise FileExistsError(f"{target} holds something other than a saved encoder")
-        self._write(target, self.backbone.save)
+        self._write(target, None if backbone_name else self.backbone.save, backbone_name)
 
     def export(self, folder: str | Path, precision: Precision | None = None) -> None:
         """Write a folder that `load` reads without PyTorch: the backbone as ONNX, and the heads.
@@ -212,11 +217,22 @@ class DendriticEncoder:
             raise FileExistsError(f"{target} holds something other than an exported encoder")
         self._write(target, partial(self.backbone.export, precision=precision))
 
-    def _write(self, target: Path, write_backbone: Callable[[Path], None]) -> None:
+    def _write(
+        self,
+        target: Path,
+        write_backbone: Callable[[Path], None] | None,
+        backbone_name: str | None = None,
+    ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            write_backbone(draft / _BACKBONE)
+            named = {}
+            if write_backbone is not None:
+                write_backbone(draft / _BACKBONE)
+            else:
+                named = {
+                    "backbone": {"name": backbone_name, "digest": self.backbone.float32_digest}
+                }
             heads = {}
             for role, head in (("query", self.query_head), ("document", self.document_head)):
                 if head is not None:
@@ -237,6 +253,7 @@ class DendriticEncoder:
                 "normalised": True,
                 "similarity": "cosine",
                 "heads": heads,
+                **named,
                 "sha256": {path.relative_to(draft).as_posix(): sha256_of(path) for path in files},
             }
             (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -317,6 +334,19 @@ def _readable(text: str) -> str:
     return text
 
 
+def _named_backbone(
+    folder: Path, named: dict[str, str], read: Callable[[Path], Backbone]
+) -> Backbone:
+    """Find the backbone that a folder of heads names, and make sure that it is the one."""
+    backbone = read(find_model(named["name"]))
+    if backbone.float32_digest != named["digest"]:
+        raise ValueError(
+            f"the heads in {folder} were trained on another {named['name']} than the one found "
+            "here (its digest differs): their vectors would mean nothing"
+        )
+    return backbone
+
+
 def _verified_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest and compare every file's hash with it."""
     try:
@@ -324,6 +354,8 @@ def _verified_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["version"] if manifest["format"] == _FORMAT else None
         hashes, _ = manifest["sha256"], manifest["fingerprint"]
         heads = set(manifest["heads"].values())
+        if "backbone" in manifest:
+            _, _ = manifest["backbone"]["name"], manifest["backbone"]["digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _MANIFEST} is damaged: {error!r}") from None
     if version != _VERSION:

@@ -19,7 +19,8 @@ LAYERS = (
     ("types", "progress", "source"),
     ("data", "dendrite", "index", "nudge.solver"),
     ("backends", "batching", "encoder", "evaluation", "foreign", "nudge", "training"),
-    ("registry", "plots", "report", "jobs", "demo", "cli", "llama_index", "langchain"),
+    ("registry", "plots", "report"),
+    ("hub", "jobs", "demo", "cli", "llama_index", "langchain"),
     ("__main__",),
 )
 
