@@ -297,6 +297,7 @@ def finetune(
     """Train dendritic heads on questions and the passages that answer them."""
     with _reported_errors():
         from nexus_integrations.encoder import DendriticEncoder
+        from nexus_integrations.hub import model_card, write_card
         from nexus_integrations.index import MemoryIndex
         from nexus_integrations.plots import plot_growth
         from nexus_integrations.report import TrainingRecord
@@ -304,15 +305,19 @@ def finetune(
         from nexus_integrations.training.recipe import finetune as run
 
         config = FinetuneConfig(side=side, dendrites=dendrites, refit=refit, seed=seed)
+        data = {"train": _dataset(train)}
+        if dev is not None:
+            data["dev"] = _dataset(dev)
         result = run(
             DendriticEncoder.load(model),
-            _dataset(train),
-            None if dev is None else _dataset(dev),
+            data["train"],
+            data.get("dev"),
             config,
             index=None if vectors is None else MemoryIndex.load(vectors),
         )
         result.encoder.save(output)
         TrainingRecord.of(result).save(output)
+        write_card(output, model_card(result.encoder, training=result, config=config, data=data))
         if plot is not None:
             plot_growth(result.history, result.baseline_score, plot)
         head = result.encoder.query_head
@@ -322,6 +327,7 @@ def finetune(
             "dev_source": result.dev_source,
             "gamma": result.gamma,
             "dropped": result.dropped,
+            "repeated": result.repeated,
             "dendrites": grown,
             "seconds": result.seconds,
             "embedding_seconds": result.embedding_seconds,
@@ -335,6 +341,7 @@ def finetune(
             f"in {result.seconds:.0f} s (and {result.embedding_seconds:.0f} s of embedding); the "
             f"dev set was {result.dev_source}. γ = {result.gamma:g} suits dev best.",
             *_dropped(result.dropped),
+            *_repeated(result.repeated),
             f"Saved to {output}.",
         )
 
@@ -753,6 +760,11 @@ def _nudge_line(report: "NudgeReport") -> str:
             f"documents that answer {report.queries} questions, in {report.seconds:.1f} s.{judged}"
         )
     return f"The nudge was not written (γ = {report.gamma:g}, {report.chosen_by}).{judged}"
+
+
+def _repeated(count: int) -> list[str]:
+    nearly = "nearly repeat a training question: the dev score tells less of new questions."
+    return [f"{count} dev questions {nearly}"] if count else []
 
 
 def _dropped(count: int) -> list[str]:
