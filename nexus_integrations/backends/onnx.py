@@ -24,6 +24,10 @@ _BATCH_TOKENS = 1024
 _SLOW_FUSIONS = ["SkipLayerNormFusion"]
 
 
+# Sessions that a fork copied. Ending one waits for threads that are not there.
+_inherited: list[Any] = []
+
+
 class OnnxBackbone:
     """A backbone's graph in ONNX Runtime, on the CPU.
 
@@ -46,6 +50,7 @@ class OnnxBackbone:
         self.num_threads = num_threads
         self._runtime = runtime
         self._model = model
+        self._session: Any = None
         self._begin_process()
 
     @classmethod
@@ -152,6 +157,7 @@ class OnnxBackbone:
 
     def _begin_process(self) -> None:
         self._lock = threading.Lock()
+        _inherited.append(self._session)
         self._session = session(self._runtime / GRAPH, self.num_threads)
         self._process = os.getpid()
 
