@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder or hub name; by default all-MiniLM-L6-v2")
     options = parser.parse_args()
 
-    loaded = DendriticEncoder.load(options.model)
+    loaded = DendriticEncoder.load(options.model, backend="torch")
     encoder = DendriticEncoder(RememberingBackbone(loaded.backbone))
     train, dev, test = _read(options.folder)
     begun = perf_counter()

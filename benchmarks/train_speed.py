@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     data = STSBenchmark.read(options.folder)
     train = data.train.subset(range(min(options.pairs, len(data.train))))
-    encoder = DendriticEncoder.load()
+    encoder = DendriticEncoder.load(backend="torch")
     results = {}
     for name, fit in (("SentenceTransformerTrainer", _theirs), ("nexus", _ours)):
         model = copy.deepcopy(encoder.backbone.model)

@@ -607,8 +607,9 @@ def train_sts(
         config = PRESETS[preset]
         if seed is not None:
             config = replace(config, seed=seed)
+        trained = config.backbone == "trainable"  # which PyTorch alone can do
         result, row = sts.run(
-            DendriticEncoder.load(model),
+            DendriticEncoder.load(model, backend="torch" if trained else "auto"),
             sts.STSBenchmark.read(data),
             preset,
             config,
@@ -655,7 +656,7 @@ def sweep_sts(
             else sts.preset_runs(presets.split(","), range(seeds))
         )
         done = sts.sweep(
-            DendriticEncoder.load(model),
+            DendriticEncoder.load(model, backend="torch"),
             sts.STSBenchmark.read(data),
             runs,
             rows,

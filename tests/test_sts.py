@@ -144,7 +144,7 @@ def call(*arguments: object):
 
     from nexus_integrations.cli import app
 
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
 
 
 def test_train_sts_saves_an_encoder_and_a_row(folder, tiny_model):

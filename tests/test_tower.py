@@ -41,6 +41,12 @@ def make_pairs(n=48, seed=0) -> SimilarityDataset:
 TRAIN, DEV = make_pairs(), make_pairs(24, seed=1)
 
 
+@pytest.fixture
+def tiny(tiny_model) -> DendriticEncoder:
+    """The tiny transformer in PyTorch, which alone can train it."""
+    return DendriticEncoder.load(tiny_model, backend="torch")
+
+
 def weights(encoder: DendriticEncoder) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in encoder.backbone.model.state_dict().items()}
 
@@ -92,7 +98,7 @@ def test_a_trained_backbone_is_saved_and_loaded(tiny, tmp_path):
     """The folder gives the vectors that the encoder gives."""
     trained = finetune(tiny, TRAIN, DEV, CONFIG).encoder
     trained.save(tmp_path / "tuned")
-    loaded = DendriticEncoder.load(tmp_path / "tuned")
+    loaded = DendriticEncoder.load(tmp_path / "tuned", backend="torch")
     np.testing.assert_array_equal(
         loaded.encode_documents(["abc"]), trained.encode_documents(["abc"])
     )
@@ -149,7 +155,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 import sys, threading
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_tower import *
-encoder = DendriticEncoder.load({str(tiny_model)!r})
+encoder = DendriticEncoder.load({str(tiny_model)!r}, backend="torch")
 config = replace(CONFIG, dendrites={dendrites}, warmup_epochs=4, epochs=4)
 finetune(encoder, TRAIN, DEV, config, checkpoint_dir={str(tmp_path / "run")!r})
 """
