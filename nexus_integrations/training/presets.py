@@ -24,8 +24,9 @@ _PUBLISHED = FinetuneConfig(
     seed=42,
 )
 
-# Chosen on dev, one seed, out of three losses, learning rates of .001 to .01, batches of 32 to 256
-# and anchors of 0 to .5.
+# The best dev score, one seed, of 14 linear runs: three losses, learning rates of .001 and .003,
+# anchors of 0 to .5, mostly in batches of 64. Test was printed beside dev in that search. A larger
+# batch, tried later, gave .8780 on dev against .8778 here. The ranking losses were not tuned.
 _FROZEN = FinetuneConfig(
     side="both",
     dendrites=1,
