@@ -124,11 +124,13 @@ def test_embed_reads_files_and_tells_what_it_did(tmp_path: Path) -> None:
     assert len(told["query_fingerprint"]) == 64
     assert np.load(tmp_path / "v.npy").shape == (3, 384)
     assert Path(told["ids"]).read_text() == '"x"\n"y"\n"3"\n'
-    status, output, _ = run(*given, *columns, "--skip-bad")
+    how = ("--backend", "torch", "--precision", "float32")
+    status, output, _ = run(*given, *columns, "--skip-bad", *how)
     assert status == 0
     assert "3 documents in" in output
     assert "1 bad rows were left out" in output
     assert run("embed", "a.csv", "v.npy", "--workers", "2")[0] == 2
+    assert run("embed", "a.csv", "v.npy", "--precision", "int4")[0] == 2
 
 
 @pytest.mark.model
