@@ -33,28 +33,15 @@ def write_tiny_runtime(folder: Path) -> None:
     table = np.random.default_rng(0).normal(size=(len(vocabulary), DIMENSION)).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Cast", ["attention_mask"], ["kept"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["kept", "last"], ["column"]),
-        helper.make_node("Mul", ["rows", "column"], ["masked"]),
-        helper.make_node("ReduceSum", ["masked", "first"], ["sum"], keepdims=0),
-        helper.make_node("LpNormalization", ["sum"], ["vectors"], axis=-1, p=2),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("LpNormalization", ["mean"], ["vectors"], axis=-1, p=2),
     ]
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "pieces"])
-            for name in ("input_ids", "attention_mask")
-        ],
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", "pieces"])],
         [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["texts", DIMENSION])],
-        [
-            numpy_helper.from_array(array, name)
-            for name, array in (
-                ("table", table),
-                ("last", np.array([-1])),
-                ("first", np.array([1])),
-            )
-        ],
+        [numpy_helper.from_array(table, "table")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
