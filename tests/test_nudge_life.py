@@ -3,6 +3,7 @@
 import base64
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -544,6 +545,17 @@ def test_a_grid_without_zero_is_judged_against_the_unmoved_index(toy, tmp_path):
     assert set(report.curve) == {0.4}
     assert report.gain == pytest.approx(1 / 3)
     assert report.written
+
+
+def test_a_report_in_one_line(toy):
+    """What was done, at which γ, and what it gained; a refusal and a dry run say that they are."""
+    index, encoder, train, dev = judged(toy, helped=2)
+    for settings, line in (
+        (config(), r"none of 1 documents moved, .* \(dev\); recall@1 -0\.333 \(-1.000 to"),
+        (config(gamma=0.4, dry_run=True), "dry run: 1 of 1 documents to move, "),
+        (config(gamma=0.4), r"1 of 1 documents moved, 1 questions, γ = 0\.4 \(fixed\)$"),
+    ):
+        assert re.match(line, str(nudge_index(index, encoder, train, dev, settings)))
 
 
 def test_a_nudge_that_does_not_help_is_written_when_told_to(toy, tmp_path):

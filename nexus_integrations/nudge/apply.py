@@ -120,6 +120,19 @@ class NudgeReport:
     distances: Floats = field(repr=False)
     folder: StateFolder = field(repr=False)
 
+    def __str__(self) -> str:
+        """Return one line: what was done, at which γ, and what it gained."""
+        moved = f"{self.moved or 'none'} of {self.touched} documents"
+        done = f"{moved} moved" if self.written or not self.moved else f"dry run: {moved} to move"
+        line = f"{done}, {self.queries} questions, γ = {self.gamma:g} ({self.chosen_by})"
+        if self.gain is None or self.interval is None:
+            return line
+        low, high = self.interval
+        return (
+            f"{line}; {self.metric} {self.gain:+.3f} ({low:+.3f} to {high:+.3f}) on questions that "
+            "did not choose γ"
+        )
+
     def undo(self, index: VectorIndex) -> int:
         """Put the base vectors back into the index; return how many documents were restored."""
         return self.folder.undo(index)

@@ -167,9 +167,11 @@ def _candidates(
     similarity from both sides.
     """
     c, s = furthest
-    low = np.minimum(along, along * c) + s * np.minimum(across, 0)  # (n_queries, n)
-    sure = np.concatenate([low, others], axis=1)
-    bar = np.partition(sure, -k, axis=1)[:, [-k]]  # k documents are always at least as near
+    sure = others  # k documents are always at least as near as its k-th
+    if others.shape[1] < k or np.isneginf(others).any():
+        low = np.minimum(along, along * c) + s * np.minimum(across, 0)  # (n_queries, n)
+        sure = np.concatenate([low, others], axis=1)
+    bar = np.partition(sure, -k, axis=1)[:, [-k]]
     high = np.maximum(along, along * c) + s * np.maximum(across, 0)
     rows, documents = np.nonzero(high >= bar - _ROUNDING)
     counts = np.bincount(rows, minlength=len(along))
