@@ -125,13 +125,15 @@ class NudgeReport:
         moved = f"{self.moved or 'none'} of {self.touched} documents"
         done = f"{moved} moved" if self.written or not self.moved else f"dry run: {moved} to move"
         line = f"{done}, {self.queries} questions, γ = {self.gamma:g} ({self.chosen_by})"
-        if self.gain is None or self.interval is None:
-            return line
-        low, high = self.interval
-        return (
-            f"{line}; {self.metric} {self.gain:+.3f} ({low:+.3f} to {high:+.3f}) on questions that "
-            "did not choose γ"
-        )
+        if self.gain is not None and self.interval is not None:
+            low, high = self.interval
+            line += (
+                f"; {self.metric} {self.gain:+.3f} ({low:+.3f} to {high:+.3f}) on questions that "
+                "did not choose γ"
+            )
+        if self.approximate:
+            line += "; other documents as the store's approximate search finds them"
+        return line
 
     def undo(self, index: VectorIndex) -> int:
         """Put the base vectors back into the index; return how many documents were restored."""
