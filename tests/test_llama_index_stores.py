@@ -538,15 +538,18 @@ def test_pipeline_with_some_of_the_documents(nudge):
     np.testing.assert_allclose(nodes[1].embedding, TABLE["question"], atol=1e-6)
     other = pipeline(nudge).run(nodes=nodes_of(["rival", "text 2 4"]))
     assert embeddings(other).tolist() == [TABLE["rival"].tolist(), TABLE["text 2 4"].tolist()]
-    assert nudge.undo(memory()) == 1
+    store = SimpleVectorStore()
+    store.add(nodes)
+    assert nudge.undo(store) == 1
 
 
 def test_pipeline_never_loses_what_undoes(nudge):
     """A second lot of nodes that would replace the state of the first is refused."""
-    pipeline(nudge).run(nodes=nodes_of(["rival", "answer"]))
+    store = SimpleVectorStore()
+    store.add(pipeline(nudge).run(nodes=nodes_of(["rival", "answer"])))
     with pytest.raises(ValueError, match=r"holds 1 documents that are not among these 2 nodes"):
         pipeline(nudge).run(nodes=nodes_of(["rival", "text 2 3"]))
-    assert nudge.undo(memory()) == 1
+    assert nudge.undo(store) == 1
 
 
 def test_pipeline_without_embeddings(nudge):
