@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.batching import EmbeddingQueue, parts
 from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.progress import progress_bar
 from nexus_integrations.types import Floats
 
 IN_MEMORY = "(in memory)"
@@ -192,9 +194,17 @@ class _Rows:
         """Queue part after part, the next one when the last is taken: others come in between."""
         queue = _queue_of(encoder)
         encode = encoder.encode_queries if role == "query" else encoder.encode_documents
-        for part in parts(self._texts):
-            texts = [self._texts[row] for row in part]
-            yield part, queue.submit(encode, texts, role, alone=not gather)
+        whole = list(parts(self._texts))
+        with (
+            progress_bar(total=len(self._texts), desc=f"embed {role}s", unit="text")
+            if len(whole) > 1
+            else nullcontext()
+        ) as bar:
+            for part in whole:
+                texts = [self._texts[row] for row in part]
+                yield part, queue.submit(encode, texts, role, alone=not gather)
+                if bar is not None:
+                    bar.update(len(part))
 
     def take(self, part: list[int], vectors: Floats) -> None:
         """Put the vectors of a part, float32 (n, dimension), in their places."""
