@@ -90,12 +90,45 @@ def _write(vectors: UnitVectors, folder: Path) -> None:
         raise ValueError("torch.onnx gave no graph")
     # Weights in a file of their own are mapped, not read: what is not used stays on the disk.
     onnx.save_model(
-        program.model_proto,
+        _without_detours(program.model_proto),
         str(folder / GRAPH),
         save_as_external_data=True,
         location=WEIGHTS,
         size_threshold=1024,
     )
+
+
+def _without_detours(model: Any) -> Any:
+    """Take out of a graph, in place, what reshapes a tensor away and back.
+
+    Each costs as long as a small product where texts are short.
+    """
+    graph = model.graph
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.value_info, *graph.output]
+    }
+    makers = {name: node for node in graph.node for name in node.output}
+    origin: dict[str, str] = {}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = origin.get(name, name)
+        if node.op_type != "Reshape":
+            continue
+        source = node.input[0]
+        while source in makers and makers[source].op_type == "Reshape":
+            source = makers[source].input[0]
+        if shapes.get(source) and shapes[source] == shapes.get(node.output[0]):
+            origin[node.output[0]] = source
+    wanted = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    return model
 
 
 def _compare(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:

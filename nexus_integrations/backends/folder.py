@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer.json"
 
 _FORMAT = "nexus-runtime"
 _VERSION = 1
-_RECIPE = 2  # of the graphs: another number, and cached ones are made anew
+_RECIPE = 3  # of the graphs: another number, and cached ones are made anew
 _MODEL_FILES = (".json", ".txt", ".model", ".safetensors")
 
 
@@ -111,7 +111,7 @@ def cached_runtime(
         return place, model, False
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place.with_suffix(".lock"))
+        lock = FileLock(place.parent / ".lock")
         lock.acquire()
     except OSError:
         draft = Path(tempfile.mkdtemp(prefix="nexus-onnx-"))

@@ -60,6 +60,11 @@ class TextTokenizer:
             count += sum(len(encoding) > self.max_length for encoding in encodings)
         return count
 
+    def words(self) -> list[int]:
+        """Return the ids of all pieces that are letters or digits, without those that mark."""
+        vocabulary: dict[str, int] = self._whole.get_vocab(with_added_tokens=False)
+        return sorted(id_ for piece, id_ in vocabulary.items() if piece.strip("#▁Ġ").isalnum())
+
     def settings(self) -> dict[str, Any]:
         """Return all but the definition, as JSON has it."""
         return {

@@ -1,5 +1,6 @@
 """A sentence-transformers model run by PyTorch."""
 
+import copy
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch import nn
 from transformers.utils import logging
 
 from nexus_integrations.backends import Precision, Role
@@ -193,9 +195,9 @@ class TorchBackbone:
         """
         from nexus_integrations.backends.export import export_graph
 
-        precision = precision or self.precision
-        if precision != "float32":
-            raise ValueError(f"ONNX Runtime has no CPU kernels for {precision}: export float32")
+        chosen = precision or self.precision
+        if chosen == "bfloat16":
+            raise ValueError("ONNX Runtime has no CPU kernels for bfloat16: export float32 or int8")
         if self._tokenizer is None:
             raise ValueError(
                 "this model is no single transformer with a fast tokenizer, which is all that can "
@@ -203,13 +205,18 @@ class TorchBackbone:
             )
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            export_graph(self._vectors.cpu(), folder, len(self.model.tokenizer))
-            self._vectors.to(self.device)
+            model = UnitVectors(copy.deepcopy(self.model).cpu(), self._token_types)
+        export_graph(model, folder, len(self.model.tokenizer))
+        exact: Literal["float32", "int8"] = "float32" if chosen == "float32" else "int8"
+        if exact == "int8":
+            from nexus_integrations.backends.int8 import quantise_graph
+
+            quantise_graph(folder, self._tokenizer)
         write_runtime(
             folder,
             RuntimeModel(
-                precision=precision,
-                digest=precise_digest(self.float32_digest, precision),
+                precision=exact,
+                digest=precise_digest(self.float32_digest, exact),
                 float32_digest=self.float32_digest,
                 dimension=self.dimension,
                 tokenizer=self._tokenizer,
@@ -222,9 +229,19 @@ class TorchBackbone:
         return text_tokenizer(self.model)
 
     @cached_property
+    def _token_types(self) -> bool:
+        return "token_type_ids" in getattr(self.model.tokenizer, "model_input_names", ())
+
+    @cached_property
     def _vectors(self) -> UnitVectors:
-        names = getattr(self.model.tokenizer, "model_input_names", ())
-        return UnitVectors(self.model, "token_type_ids" in names)
+        model = self.model
+        if self.precision == "bfloat16":
+            # Weights once, not in every batch; what adds up stays in float32, as autocast has it.
+            model = copy.deepcopy(model)
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+        return UnitVectors(model, self._token_types)
 
     def _run(self, ids: Integers) -> Floats:
         with self._running():
