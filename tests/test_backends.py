@@ -1,0 +1,216 @@
+"""Runtime folders, ONNX Runtime and batches, on a graph that is made without PyTorch."""
+
+import copy
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from tiny_runtime import write_tiny_runtime
+
+from nexus_integrations.backends import is_runtime_folder, load_backbone
+from nexus_integrations.backends.folder import (
+    GRAPH,
+    TOKENIZER,
+    cached_runtime,
+    precise_digest,
+    source_digest,
+)
+from nexus_integrations.backends.stream import batches, embed
+
+TEXTS = ["a", "two words", "line\nbreak", "emoji 😀", "x" * 100, "a"]
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """A runtime folder of its own for the test."""
+    write_tiny_runtime(tmp_path / "runtime")
+    return tmp_path / "runtime"
+
+
+def test_batches_hold_one_length_and_no_more_tokens_than_asked():
+    """Lengths 3, 1, 3, 3, 2 at 6 pieces a batch: two threes, the third, the two, the one."""
+    pieces = [[1] * length for length in (3, 1, 3, 3, 2)]
+    assert list(batches(pieces, 6)) == [[0, 2], [3], [4], [1]]
+
+
+def test_a_text_longer_than_a_batch_is_one():
+    """It cannot be divided."""
+    assert list(batches([[1] * 9, [1] * 9], 4)) == [[0], [1]]
+
+
+def test_equal_texts_are_embedded_once(runtime):
+    """The model sees each text once; every row gets its vector."""
+    backbone = load_backbone(runtime)
+    seen = []
+
+    def run(ids):
+        seen.extend(map(tuple, ids))
+        return np.repeat(ids.sum(axis=1, keepdims=True), 2, axis=1).astype(np.float32)
+
+    tokenizer = backbone._model.tokenizer
+    found = embed(["ab", "c", "ab"], "query", tokenizer, run, dimension=2, batch_tokens=64)
+    assert len(seen) == 2
+    np.testing.assert_array_equal(found[0], found[2])
+    assert found[0, 0] != found[1, 0]
+
+
+def test_vectors_do_not_depend_on_their_neighbours(runtime):
+    """Alone, together, and among 64 others: the same to 1e-6, at length one."""
+    backbone = load_backbone(runtime)
+    together = backbone.encode(TEXTS, "document")
+    alone = np.concatenate([backbone.encode([text], "document") for text in TEXTS])
+    among = backbone.encode([*TEXTS, *(f"filler {n}" for n in range(64))], "document")
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+    np.testing.assert_allclose(among[: len(TEXTS)], together, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_truncated_texts_are_counted(runtime):
+    """33 letters make 33 pieces, one more than is read."""
+    assert load_backbone(runtime).count_truncated(["x" * 32, "x" * 33, "ab"]) == 1
+
+
+def test_a_runtime_folder_says_what_it_does_not_do(runtime):
+    """It has one precision, and no PyTorch model."""
+    assert is_runtime_folder(runtime)
+    with pytest.raises(ValueError, match="holds no PyTorch model"):
+        load_backbone(runtime, backend="torch")
+    with pytest.raises(ValueError, match="was exported in float32 and does not run in int8"):
+        load_backbone(runtime, precision="int8")
+    with pytest.raises(ValueError, match="int8 is not made of it"):
+        load_backbone(runtime).export(runtime.parent / "other", "int8")
+
+
+def test_mistyped_ways_of_running_are_refused(runtime):
+    """Backend, precision, threads and device."""
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, onnx, got 'tf'"):
+        load_backbone(runtime, backend="tf")
+    with pytest.raises(ValueError, match="precision must be one of"):
+        load_backbone(runtime, precision="int4")
+    with pytest.raises(ValueError, match="num_threads must be at least 1, got 0"):
+        load_backbone(runtime, num_threads=0)
+    with pytest.raises(ValueError, match="onnx runs on the CPU"):
+        load_backbone(runtime, backend="onnx", device="cuda")
+
+
+@pytest.mark.parametrize("name", [GRAPH, TOKENIZER])
+def test_a_truncated_runtime_folder_is_refused(runtime, name):
+    """Half of a file, and none of it."""
+    data = (runtime / name).read_bytes()
+    (runtime / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=f"was altered: the SHA-256 of {name} differs"):
+        load_backbone(runtime)
+    (runtime / name).unlink()
+    with pytest.raises(ValueError, match=f"is incomplete: {name} is missing"):
+        load_backbone(runtime)
+
+
+def test_a_manifest_of_another_version_or_none_is_refused(runtime):
+    """Another version, and half of the JSON."""
+    manifest = runtime / "runtime.json"
+    text = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(text), "version": 9}))
+    with pytest.raises(ValueError, match="has format version 9"):
+        load_backbone(runtime)
+    manifest.write_text(text[:40])
+    with pytest.raises(ValueError, match=r"runtime.json is damaged"):
+        load_backbone(runtime)
+
+
+def test_copies_and_pickles_are_the_process_s_one_backbone(runtime):
+    """Nothing of the graph travels."""
+    backbone = load_backbone(runtime)
+    assert copy.deepcopy(backbone) is backbone
+    assert pickle.loads(pickle.dumps(backbone)) is backbone
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_embeds(runtime):
+    """A session's threads are not copied: the child makes another one."""
+    backbone = load_backbone(runtime, num_threads=2)
+    expected = backbone.encode(TEXTS, "query")
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child():
+        sender.send(backbone.encode(TEXTS, "query"))
+
+    process = context.Process(target=child)
+    process.start()
+    assert receiver.poll(30), "the child hangs"
+    np.testing.assert_array_equal(receiver.recv(), expected)
+    process.join()
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A folder that stands for a model's, and a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def making(made):
+    def make(draft):
+        made.append(draft)
+        draft.rmdir()
+        write_tiny_runtime(draft)
+
+    return make
+
+
+def test_a_graph_is_made_once_and_again_when_damaged(source):
+    """A second reading finds it; half of it is no graph; another model has another one."""
+    made = []
+    place, model, temporary = cached_runtime(source, "float32", making(made))
+    assert (len(made), model.dimension, temporary) == (1, 16, False)
+    assert cached_runtime(source, "float32", making(made))[0] == place
+    assert len(made) == 1
+    (place / GRAPH).write_bytes(b"half")
+    assert cached_runtime(source, "float32", making(made))[0] == place
+    assert len(made) == 2
+    (source / "config.json").write_text('{"other": 1}')
+    assert cached_runtime(source, "float32", making(made))[0] != place
+    assert len(made) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(source, tmp_path):
+    """The graph lies in a temporary folder, which the caller removes."""
+    (tmp_path / "cache").write_text("a file, where the cache should be")
+    place, model, temporary = cached_runtime(source, "float32", making([]))
+    assert (model.dimension, temporary) == (16, True)
+    shutil.rmtree(place)
+
+
+def test_a_failed_export_leaves_nothing(source, tmp_path):
+    """Neither a draft nor half a graph."""
+
+    def fail(draft):
+        (draft / GRAPH).write_bytes(b"half")
+        raise ValueError("cannot be exported")
+
+    with pytest.raises(ValueError, match="cannot be exported"):
+        cached_runtime(source, "float32", fail)
+    left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert left in ([], [".lock"])
+
+
+def test_digests_follow_files_and_precision(source):
+    """In float32 a model's own digest; in another precision another one."""
+    before = source_digest(source)
+    (source / "README.md").write_text("not a model's file")
+    assert source_digest(source) == before
+    (source / "config.json").write_text('{"a": 1}')
+    assert source_digest(source) != before
+    assert precise_digest("d", "float32") == "d"
+    assert len({precise_digest("d", p) for p in ("float32", "bfloat16", "int8")}) == 3
