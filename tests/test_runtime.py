@@ -328,7 +328,7 @@ def test_threads_share_batches(counted):
             pass
         threading.Timer(0.3, counted.gate.set).start()
         vectors = [row.result(30) for row in rows]
-    assert len(counted.batches) == 2
+    assert len(counted.batches) <= 2  # one where all had asked before the first began
     np.testing.assert_allclose(vectors, counted.encoder.encode_queries(texts), atol=1e-6)
 
 
