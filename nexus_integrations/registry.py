@@ -15,7 +15,7 @@ from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.batching import EmbeddingQueue, parts
 from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.progress import progress_bar
+from nexus_integrations.progress import embedding_bar
 from nexus_integrations.types import Floats
 
 IN_MEMORY = "(in memory)"
@@ -195,11 +195,7 @@ class _Rows:
         queue = _queue_of(encoder)
         encode = encoder.encode_queries if role == "query" else encoder.encode_documents
         whole = list(parts(self._texts))
-        with (
-            progress_bar(total=len(self._texts), desc=f"embed {role}s", unit="text")
-            if len(whole) > 1
-            else nullcontext()
-        ) as bar:
+        with embedding_bar(len(self._texts), role) if len(whole) > 1 else nullcontext() as bar:
             for part in whole:
                 texts = [self._texts[row] for row in part]
                 yield part, queue.submit(encode, texts, role, alone=not gather)

@@ -7,7 +7,7 @@ import numpy as np
 
 from nexus_integrations.backends import Role
 from nexus_integrations.backends.tokens import TextTokenizer
-from nexus_integrations.progress import progress_bar
+from nexus_integrations.progress import embedding_bar
 from nexus_integrations.types import Floats, Integers
 
 Run = Callable[[Integers], Floats]
@@ -39,7 +39,7 @@ def embed(
         row_of.setdefault(text, len(row_of))
     unique = list(row_of)
     vectors = np.empty((len(unique), dimension), dtype=np.float32)
-    with progress_bar(total=len(unique), desc=f"embed {role}s", unit="text") as bar:
+    with embedding_bar(len(unique), role) as bar:
         for start, pieces in _tokenised(unique, role, tokenizer):
             for rows in batches(pieces, batch_tokens):
                 ids = np.array([pieces[row] for row in rows], dtype=np.int64)  # (n, length)

@@ -24,7 +24,7 @@ from nexus_integrations.backends.export import UnitVectors
 from nexus_integrations.backends.folder import RuntimeModel, precise_digest, write_runtime
 from nexus_integrations.backends.stream import embed
 from nexus_integrations.backends.tokens import TextTokenizer, plain_definition
-from nexus_integrations.progress import progress_bar
+from nexus_integrations.progress import embedding_bar
 from nexus_integrations.types import Floats, Integers
 
 # Word pieces of a batch, padding included: few for a processor's caches, many for a graphics card.
@@ -170,7 +170,7 @@ class TorchBackbone:
             )
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         encode = self.model.encode_query if role == "query" else self.model.encode_document
-        with progress_bar(total=len(texts), desc=f"embed {role}s", unit="text") as bar:
+        with embedding_bar(len(texts), role) as bar:
             for rows in _batches_by_length(texts):
                 with self._running():
                     vectors[rows] = encode(
