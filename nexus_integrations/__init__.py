@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
     from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
     from nexus_integrations.report import Report
+    from nexus_integrations.training.curve import learning_curve
     from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
     from nexus_integrations.types import Encoder, Metric, VectorIndex
 
@@ -37,6 +38,7 @@ _HOMES = {
     "compare": "evaluation",
     "evaluate": "evaluation",
     "finetune": "training.recipe",
+    "learning_curve": "training.curve",
     "nudge_index": "nudge.apply",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "compare",
     "evaluate",
     "finetune",
+    "learning_curve",
     "nudge_index",
 ]
 

@@ -152,12 +152,7 @@ class RetrievalObjective:
         """Return nDCG@10 of the dev queries over the documents, before any nudge."""
         with torch.no_grad():
             scores = heads.queries(self.dev_queries) @ heads.documents(self.documents).T
-            top = scores.topk(min(10, scores.shape[1]), dim=1).indices.tolist()
-        relevant: dict[str, list[str]] = {}
-        for query, document in self.dev_answers.tolist():
-            relevant.setdefault(str(query), []).append(str(document))
-        runs = {query: [str(document) for document in top[int(query)]] for query in relevant}
-        return float(score_rankings(runs, relevant, ["ndcg@10"])["ndcg@10"].mean())
+        return mean_ndcg(scores, self.dev_answers)
 
     def with_dev_in_train(self) -> "RetrievalObjective":
         """Return the objective that trains on the dev queries as well."""
@@ -263,6 +258,16 @@ def spearman(first: Tensor, second: Tensor, scores: Tensor) -> float:
     if bool((cosines == cosines[0]).all()):
         return 0.0
     return float(spearmanr(cosines.numpy(), scores.numpy()).statistic)
+
+
+def mean_ndcg(scores: Tensor, answers: Tensor) -> float:
+    """Return nDCG@10 from (n_queries, n_documents) scores and relevant pairs, (n_pairs, 2)."""
+    top = scores.topk(min(10, scores.shape[1]), dim=1).indices.tolist()
+    relevant: dict[str, list[str]] = {}
+    for query, document in answers.tolist():
+        relevant.setdefault(str(query), []).append(str(document))
+    runs = {query: [str(document) for document in top[int(query)]] for query in relevant}
+    return float(score_rankings(runs, relevant, ["ndcg@10"])["ndcg@10"].mean())
 
 
 def to_tensors(objective: Objective) -> dict[str, Tensor]:

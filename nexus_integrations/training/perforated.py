@@ -230,10 +230,13 @@ def _read_objective(job: dict[str, Any]) -> Objective:
         if job["kind"] == frozen.kind:
             return frozen(**parts)
     # Imported where it is needed: sentence-transformers takes seconds.
-    from nexus_integrations.training.texts import TextSimilarityObjective
+    from nexus_integrations.training.texts import TextRetrievalObjective, TextSimilarityObjective
     from nexus_integrations.training.tower import Tower
 
-    return TextSimilarityObjective(tower=Tower.load(Path("backbone")), **parts)
+    tower = Tower.load(Path("backbone"))
+    if job["kind"] == TextRetrievalObjective.kind:
+        return TextRetrievalObjective(tower=tower, **parts)
+    return TextSimilarityObjective(tower=tower, **parts)
 
 
 def _take_over_streams(folder: str) -> IO[bytes]:

@@ -21,6 +21,7 @@ from nexus_integrations.index.memory import MemoryIndex, check_vectors
 from nexus_integrations.nudge.gamma import Judges
 from nexus_integrations.nudge.solver import GAMMAS, Turn, query_sums
 from nexus_integrations.progress import progress_bar
+from nexus_integrations.records import TrainingRecord
 from nexus_integrations.training.checkpoint import Checkpoint
 from nexus_integrations.training.fit import Epoch, Keep, Schedule, Trained, fit_linear
 from nexus_integrations.training.heads import Heads, Side
@@ -34,7 +35,7 @@ from nexus_integrations.training.perforated import grow, require_perforatedai
 from nexus_integrations.types import Floats, Metric, VectorIndex
 
 if TYPE_CHECKING:
-    from nexus_integrations.training.texts import TextSimilarityObjective
+    from nexus_integrations.training.texts import TextRetrievalObjective, TextSimilarityObjective
 
 # Above this many passages the softmax runs over mined negatives instead of the whole corpus.
 _POOL = 50_000
@@ -48,7 +49,8 @@ class FinetuneConfig:
     """How to train heads. Raises `ValueError` on construction for values outside their range.
 
     `backbone`: "frozen" trains heads on vectors embedded once; "trainable" trains all weights, of
-    heads and backbone, on the texts (sentence pairs alone). `side`: "query" maps queries alone, so
+    heads and backbone, on the texts: minutes instead of seconds, and every document is embedded
+    anew afterwards. `side`: "query" maps queries alone, so
     that stored document vectors stay valid; "both" maps both roles by one head; "each" gives each
     role its own. `dendrites` is how many perforatedai may grow, one per cycle of `epochs` while the
     dev score rises; 0 trains a linear head without it.
@@ -59,9 +61,9 @@ class FinetuneConfig:
     zero (with `decay` False it stays as it is), in batches of `batch_size` queries (or sentence
     pairs); a trained backbone has its own `backbone_learning_rate`. `loss` is that of sentence
     pairs, see `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
-    weighs the squared change of frozen vectors, in the loss; `nudge` is the γ of the NUDGE-N that
-    training expects to follow (0: none). With `refit` heads of the size that dev chose are trained
-    once more, on train and dev together.
+    weighs the squared change of vectors, in the loss; `nudge` is the γ of the NUDGE-N that training
+    expects to follow (0: none). Both are of a frozen backbone alone. With `refit` heads of the size
+    that dev chose are trained once more, on train and dev together.
 
     The defaults were chosen by cross-validation over the train and dev queries of two corpora.
     """
@@ -117,18 +119,19 @@ class FinetuneConfig:
 class FinetuneResult:
     """A trained encoder and how it came about.
 
-    `history` holds every epoch; `baseline_score` and `score` are the dev score (nDCG@10, or
-    Spearman's ρ) before and after, the latter before any refit. `gamma` is the γ of a NUDGE-N with
-    the training queries that serves the dev queries best (None for sentence pairs): after a refit,
-    which has seen the dev queries, it is the one to nudge with. `dev_source` tells where the dev
-    set came from, `repeated` how many dev queries nearly equal a training query (see
-    `near_duplicates`; a dev score over such tells less), `dropped` how many queries without a
-    relevant document were left out, `seconds` the time of training alone and `embedding_seconds`
-    that of embedding the texts.
+    `history` holds every epoch; `baseline_score` and `score` are the dev score (`metric`: nDCG@10,
+    or Spearman's ρ of sentence pairs) before and after, the latter before any refit. `gamma` is the
+    γ of a NUDGE-N with the training queries that serves the dev queries best (None for sentence
+    pairs and after the backbone was trained): after a refit, which has seen the dev queries, it is
+    the one to nudge with. `dev_source` tells where the dev set came from, `repeated` how many dev
+    queries nearly equal a training query (see `near_duplicates`; a dev score over such tells less),
+    `dropped` how many queries without a relevant document were left out, `seconds` the time of
+    training alone and `embedding_seconds` that of embedding the texts.
     """
 
     encoder: DendriticEncoder
     history: list[Epoch]
+    metric: Literal["ndcg@10", "spearman"]
     baseline_score: float
     score: float
     gamma: float | None
@@ -137,6 +140,14 @@ class FinetuneResult:
     repeated: int
     seconds: float
     embedding_seconds: float
+
+    def save(self, folder: str | Path) -> None:
+        """Save the encoder and, beside it, how it was trained: `training.json`, for `nexus report`.
+
+        Raises what `DendriticEncoder.save` raises.
+        """
+        self.encoder.save(folder)
+        TrainingRecord.of(self).save(folder)
 
 
 def finetune(
@@ -161,7 +172,7 @@ def finetune(
     With `checkpoint_dir` the state after every epoch is kept there, with the best epoch's weights
     and `metrics.json`; called again with equal arguments, training goes on behind the last epoch
     and ends with equal weights. Growing dendrites on a frozen backbone takes seconds and starts
-    again.
+    again; so does training a backbone on questions.
 
     `on_epoch` is called after every epoch, as the loggers of `training.loggers` are.
 
@@ -183,8 +194,9 @@ def finetune(
     dropped = repeated = 0
     if isinstance(train, RetrievalDataset) and isinstance(dev, RetrievalDataset):
         if config.backbone == "trainable":
-            raise ValueError("backbone='trainable' is for sentence pairs: use 'frozen'")
-        objective = _retrieval(encoder, train, dev, config, index)
+            objective = _retrieval_by_texts(encoder, train, dev, config, index)
+        else:
+            objective = _retrieval(encoder, train, dev, config, index)
         dropped = train.dropped + dev.dropped
         repeated = len(near_duplicates(train, dev))
     elif isinstance(train, SimilarityDataset) and isinstance(dev, SimilarityDataset):
@@ -196,7 +208,7 @@ def finetune(
     start = {} if objective.tower is None else _copied(objective.tower.state_dict())
     baseline = score = objective.score(Heads(objective.dimension, config.side))
     checkpoint = None
-    if checkpoint_dir is not None:
+    if checkpoint_dir is not None and objective.kind != "text-retrieval":
         checkpoint = Checkpoint(Path(checkpoint_dir), _identity(encoder, train, dev, config))
     while True:
         try:
@@ -223,6 +235,7 @@ def finetune(
     return FinetuneResult(
         encoder=_with_trained(encoder, objective, trained, config.side),
         history=history,
+        metric="ndcg@10" if isinstance(train, RetrievalDataset) else "spearman",
         baseline_score=baseline,
         score=score,
         gamma=gamma,
@@ -441,6 +454,53 @@ def _retrieval(
         scale=config.scale,
         gamma=config.nudge,
         anchor=config.anchor,
+    )
+
+
+def _retrieval_by_texts(
+    encoder: DendriticEncoder,
+    train: RetrievalDataset,
+    dev: RetrievalDataset,
+    config: FinetuneConfig,
+    index: VectorIndex | None,
+) -> "TextRetrievalObjective":
+    from nexus_integrations.training.texts import TextRetrievalObjective
+    from nexus_integrations.training.tower import Tower
+
+    if len(train) < 2:
+        raise ValueError("the training set has one query: an encoder fitted to it knows no other")
+    if config.side == "query":
+        raise ValueError(
+            "a trained backbone changes documents as well: use side='both' or 'each' with "
+            "backbone='trainable', and embed the documents anew afterwards"
+        )
+    corpus = {**train.corpus, **dev.corpus}
+    if index is None:
+        vectors = encoder.backbone_vectors(list(corpus.values()), "document")
+    elif encoder.document_head is not None:
+        raise ValueError("the index holds vectors that a document head has mapped: give no index")
+    else:
+        check_fits(index, encoder)
+        vectors = index.vectors(list(corpus))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    tower = Tower.copy_of(encoder.backbone)
+    rows = {id_: row for row, id_ in enumerate(corpus)}
+    documents = tower.pieces(list(corpus.values()), "document")
+    queries, dev_queries = (
+        tower.pieces(list(part.queries.values()), "query") for part in (train, dev)
+    )
+    return TextRetrievalObjective(
+        tower=tower,
+        pieces=queries.pieces,
+        starts=queries.starts,
+        document_pieces=documents.pieces,
+        document_starts=documents.starts,
+        vectors=torch.from_numpy(vectors),
+        answers=_pairs(train, rows),
+        dev_pieces=dev_queries.pieces,
+        dev_starts=dev_queries.starts,
+        dev_answers=_pairs(dev, rows),
+        scale=config.scale,
     )
 
 

@@ -1,0 +1,216 @@
+"""Training a backbone on questions: the loss by hand, and a tiny transformer end to end."""
+
+from dataclasses import replace
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+
+from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.evaluation import evaluate
+from nexus_integrations.index.memory import MemoryIndex
+from nexus_integrations.training.heads import Heads
+from nexus_integrations.training.recipe import FinetuneConfig, finetune
+from nexus_integrations.training.texts import TextRetrievalObjective
+from nexus_integrations.training.tower import Tower
+
+CONFIG = FinetuneConfig(
+    backbone="trainable",
+    side="both",
+    dendrites=0,
+    epochs=4,
+    batch_size=8,
+    learning_rate=1e-3,
+    backbone_learning_rate=1e-2,
+)
+# Piece 0 and 1 are the questions, 2 to 5 the passages.
+VECTORS = torch.tensor([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.8, 0.6]])
+
+
+class TableTower(torch.nn.Module):
+    """A tower whose texts are one piece each, looked up in a table."""
+
+    dimension = 2
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(VECTORS.clone())
+
+    def forward(self, texts, rows):
+        return self.table[texts.pieces[texts.starts[rows]].long()]
+
+    def embed(self, texts):
+        with torch.no_grad():
+            return self(texts, torch.arange(len(texts.lengths)))
+
+
+def make_objective(**changes) -> TextRetrievalObjective:
+    """Question 0 is answered by passages 0 and 3, question 1 and dev's by 1."""
+    parts = {
+        "tower": TableTower(),
+        "pieces": torch.tensor([0, 1]),
+        "starts": torch.arange(3),
+        "document_pieces": torch.tensor([2, 3, 4, 5]),
+        "document_starts": torch.arange(5),
+        "vectors": VECTORS[2:].clone(),
+        "answers": torch.tensor([[0, 0], [0, 3], [1, 1]]),
+        "dev_pieces": torch.tensor([1]),
+        "dev_starts": torch.arange(2),
+        "dev_answers": torch.tensor([[0, 1]]),
+        "scale": 2.0,
+        **changes,
+    }
+    return TextRetrievalObjective(**parts)
+
+
+def words(letters) -> list[str]:
+    return [letter * size for letter in letters for size in range(1, 9)]
+
+
+@pytest.fixture
+def tiny(tiny_model) -> DendriticEncoder:
+    """The tiny transformer in PyTorch, which alone can train it."""
+    return DendriticEncoder.load(tiny_model, backend="torch")
+
+
+@pytest.fixture
+def letters() -> tuple[RetrievalDataset, RetrievalDataset]:
+    """Passages of letters; a question's answer is the passage of the next letter."""
+    corpus = {letter: f"{letter} {letter}{letter}" for letter in "bdfh"}
+    queries = {f"{a}{n}": a * n for a in "aceg" for n in range(1, 13)}
+    relevant = {id_: [chr(ord(id_[0]) + 1)] for id_ in queries}
+    every = RetrievalDataset(queries=queries, corpus=corpus, relevant_docs=relevant)
+    train, dev = every.split(0.7, 0.3, seed=0)
+    return train, dev
+
+
+def test_the_softmax_over_the_corpus_by_hand():
+    """Question 0 drew passage 0: passage 3, which answers it as well, is no rival."""
+    objective, heads = make_objective(), Heads(2, "both")
+    objective._drawn = torch.tensor([0, 2])
+    # Scores at scale 2 are (2, 0, −2, 1.6) and (1.2, 1.6, −1.2, 1.92).
+    first = log(1 + (exp(0) + exp(-2)) / exp(2))
+    second = log(1 + (exp(1.2) + exp(-1.2) + exp(1.92)) / exp(1.6))
+    loss = objective.loss(heads, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((first + second) / 2, abs=1e-6)
+
+
+def test_a_question_order_of_its_own_keeps_the_masks():
+    """The batch (1, 0) has the loss of the batch (0, 1)."""
+    objective, heads = make_objective(), Heads(2, "both")
+    objective._drawn = torch.tensor([1, 2])
+    one, other = (objective.loss(heads, torch.tensor(items)) for items in ([0, 1], [1, 0]))
+    assert one.item() == pytest.approx(other.item(), abs=1e-6)
+
+
+def test_passages_of_the_batch_are_fresh_and_others_as_they_were_embedded_last():
+    """Passage 3 was stored as (0, −1): a rival of question 1 until a batch embeds it."""
+    vectors = VECTORS[2:].clone()
+    vectors[3] = torch.tensor([0.0, -1.0])
+    objective, heads = make_objective(vectors=vectors), Heads(2, "both")
+    objective._drawn = torch.tensor([1, 2])  # passage 3 for question 0, passage 1 for question 1
+    one = torch.tensor([1])
+    stale = log(1 + (exp(1.2) + exp(-1.2) + exp(-1.6)) / exp(1.6))
+    fresh = log(1 + (exp(1.2) + exp(-1.2) + exp(1.92)) / exp(1.6))
+    assert objective.loss(heads, one).item() == pytest.approx(stale, abs=1e-6)
+    objective.loss(heads, torch.tensor([0])).backward()
+    table = objective.tower.table.grad
+    assert table[[0, 5]].abs().sum() > 0  # question 0 and its passage
+    assert table[[1, 2, 3, 4]].abs().sum() == 0
+    assert objective.loss(heads, one).item() == pytest.approx(fresh, abs=1e-6)
+
+
+def test_every_relevant_passage_is_drawn_in_its_turn():
+    """Over many epochs question 0 gets both of its passages, question 1 its only one."""
+    objective = make_objective()
+    generator = torch.Generator().manual_seed(0)
+    drawn = set()
+    for _ in range(40):
+        assert sorted(torch.cat(list(objective.batches(1, generator))).tolist()) == [0, 1]
+        drawn |= {(0, int(objective._drawn[0])), (1, int(objective._drawn[1]))}
+    assert drawn == {(0, 0), (0, 1), (1, 2)}
+
+
+def test_the_dev_score_by_hand():
+    """(.6, .8) ranks passage 3 (.96) before its answer, passage 1 (.8): nDCG 1/log₂3."""
+    objective, heads = make_objective(), Heads(2, "both")
+    assert objective.score(heads) == pytest.approx(1 / np.log2(3))
+    with torch.no_grad():
+        objective.tower.table[5] = torch.tensor([-1.0, 0.0])
+    assert objective.score(heads) == 1.0  # embedded anew
+
+
+def test_dev_questions_join_the_training_ones():
+    """Their answers follow, with numbers behind those of the training questions."""
+    joined = make_objective().with_dev_in_train()
+    assert joined.pieces.tolist() == [0, 1, 1]
+    assert joined.answers.tolist() == [[0, 0], [0, 3], [1, 1], [2, 1]]
+    assert joined.size == 3
+
+
+def test_a_backbone_learns_from_questions(tiny, letters):
+    """Dev's nDCG rises, an index embedded anew shows it, and the encoder given stays as it was."""
+    train, dev = letters
+    before = {name: t.clone() for name, t in tiny.backbone.model.state_dict().items()}
+    result = finetune(tiny, train, dev, CONFIG)
+    assert result.score > result.baseline_score + 0.1
+    assert result.gamma is None
+    for name, tensor in tiny.backbone.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    corpus = list(train.corpus.values())
+    index = MemoryIndex(list(train.corpus), result.encoder.encode_documents(corpus))
+    found = evaluate(index, result.encoder, dev).metrics["ndcg@10"]
+    assert found == pytest.approx(result.score, abs=1e-6)
+
+
+def test_stored_vectors_are_not_embedded_again(tiny, letters, monkeypatch):
+    """With the index the cached vectors are its own, at any length."""
+    train, dev = letters
+    vectors = tiny.encode_documents(list(train.corpus.values()))
+    index = MemoryIndex(list(train.corpus), 2 * vectors)
+    seen = []
+    original = TextRetrievalObjective.__post_init__
+    monkeypatch.setattr(
+        TextRetrievalObjective,
+        "__post_init__",
+        lambda self: (seen.append(self.vectors), original(self)),
+    )
+    finetune(tiny, train, dev, replace(CONFIG, epochs=1), index=index)
+    np.testing.assert_allclose(seen[0].numpy(), vectors, atol=1e-6)
+
+
+def test_dendrites_grow_on_a_backbone_trained_on_questions(tiny, letters, perforatedai):
+    """The child gets texts and tower, and its head and weights come back."""
+    train, dev = letters
+    config = replace(CONFIG, dendrites=1, epochs=2)
+    result = finetune(tiny, train, dev, config)
+    assert max(epoch.dendrites for epoch in result.history) == 1
+    assert result.score > result.baseline_score
+
+
+def test_refit_trains_on_both_from_the_start(tiny, letters):
+    """The weights are others than without, and no γ is promised."""
+    train, dev = letters
+    plain, refit = (finetune(tiny, train, dev, replace(CONFIG, refit=r)) for r in (False, True))
+    assert plain.encoder.fingerprint != refit.encoder.fingerprint
+    assert refit.gamma is None
+
+
+def test_a_query_head_alone_is_refused(tiny, letters):
+    """The documents change with the backbone."""
+    with pytest.raises(ValueError, match="changes documents as well: use side='both'"):
+        finetune(tiny, *letters, replace(CONFIG, side="query"))
+
+
+def test_pieces_of_chosen_texts(tiny):
+    """Texts taken out by number embed as they did."""
+    from nexus_integrations.training.texts import _chosen
+
+    tower = Tower.copy_of(tiny.backbone)
+    pieces = tower.pieces(["a", "bcd efg", "hello there 7", "ab"], "document")
+    rows = torch.tensor([3, 1])
+    np.testing.assert_allclose(
+        tower.embed(_chosen(pieces, rows)), tower.embed(pieces)[rows], atol=1e-6
+    )
