@@ -1,0 +1,304 @@
+"""What dendrites add over the same head without them: `python -m benchmarks.dendrites`.
+
+Heads of six kinds on COVID-QA, PolicyQA (query side) and the STS Benchmark, frozen backbone, five
+seeds, each against the linear head of the same seed. Rows are appended to OUTPUT.jsonl, rows that
+are there, or in the records of the other benchmarks, are not measured again, and OUTPUT.md is
+written from all of them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import runs
+from benchmarks.corpora import Corpus, mapped, remembering_encoder
+from benchmarks.mlp import MLPEncoder, fit_mlp
+from benchmarks.runs import HEAD, NUDGED, Bench
+from nexus_integrations import DendriticEncoder, FinetuneConfig
+from nexus_integrations.training import recipe as package
+from nexus_integrations.training.presets import PRESETS
+from nexus_integrations.training.sts import (
+    Row,
+    STSBenchmark,
+    append_row,
+    machine,
+    read_rows,
+    run,
+    run_id,
+    similarity_score,
+)
+from nexus_integrations.training.summary import Mean, markdown_table
+
+LINEAR = "linear"
+# Four cycles of twelve epochs, as a head with three dendrites is trained at least.
+_LONG = 48
+# 2 · 384 · 768 parameters, as many as the layers of a head with three dendrites: 4 · 384².
+_HIDDEN = 768
+KINDS = (
+    LINEAR,
+    "linear, as long",
+    "MLP",
+    "MLP, as long",
+    "1 dendrite",
+    "2 dendrites",
+    "3 dendrites",
+)
+_STS = "stsb"
+
+_PAGE = """# What dendrites add
+
+Written by `python -m benchmarks.dendrites` from the rows in {files}; a row is one run. Frozen
+all-MiniLM-L6-v2, heads fitted on train, the epoch (and with it the number of dendrites that are
+kept) and γ chosen on dev, test evaluated once a run. All kinds share loss, learning rate, batches
+and the length of a cycle, {cycle} epochs; "as long" is one cycle of {long}. The MLP is
+*B* gelu(*A v*) with {hidden} hidden units, as many parameters as a head with three dendrites. Each
+kind is held against the linear head: "over seeds" is the mean difference of runs of the same seed
+with its 95 % interval (Student's t), "over questions" the difference of each question's mean over
+seeds with its bootstrap interval.
+"""
+
+
+def main() -> None:
+    """Run the ablation and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="holds the folders covidqa, policyqa and stsb")
+    parser.add_argument("--sets", nargs="+", default=["covidqa", "policyqa", _STS])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--alone", action="store_true", help="nothing else runs: seconds count")
+    parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/dendrites"))
+    options = parser.parse_args()
+    path = options.output.with_suffix(".jsonl")
+    if options.data is not None:
+        encoder = remembering_encoder(None, options.vectors)
+        for name in options.sets:
+            if name == _STS:
+                pairs = STSBenchmark.read(options.data / name)
+                for seed in options.seeds:
+                    for kind in options.kinds:
+                        _similarity(encoder, pairs, kind, seed, path)
+                continue
+            bench = Bench(
+                Corpus.read(options.data / name),
+                encoder,
+                path,
+                options.alone,
+                (path.with_name("retrieval.jsonl"),),
+            )
+            for seed in options.seeds:
+                for kind in options.kinds:
+                    _retrieval(bench, kind, seed)
+    folder = options.output.parent
+    files = [path, folder / "retrieval.jsonl", folder / "sts-frozen.jsonl"]
+    options.output.with_suffix(".md").write_text(
+        page([row for file in files for row in read_rows(file)], [file.name for file in files]),
+        encoding="utf-8",
+    )
+
+
+def configured(base: FinetuneConfig, kind: str, seed: int) -> FinetuneConfig:
+    """Return the recipe of a kind of head."""
+    dendrites = int(kind[0]) if kind[0].isdigit() else 0
+    epochs = _LONG if kind.endswith("as long") else base.epochs
+    return replace(base, dendrites=dendrites, epochs=epochs, seed=seed)
+
+
+def _retrieval(bench: Bench, kind: str, seed: int) -> Row:
+    config = configured(FinetuneConfig(), kind, seed)
+    if not kind.startswith("MLP"):
+        return bench.finetuned(kind, config)
+
+    def measure() -> Row:
+        corpus = bench.corpus
+        objective = package._retrieval(bench.encoder, corpus.train, corpus.dev, config, bench.index)
+        fitted = fit_mlp(objective, config, _HIDDEN)
+        return {
+            "dev": round(fitted.score, 5),
+            "epochs": fitted.epochs,
+            "best_epoch": fitted.best_epoch,
+            "dendrites": 0,
+            "bytes": 4 * fitted.parameters,
+            "seconds": round(fitted.seconds, 2),
+            **bench.judged(
+                MLPEncoder(bench.encoder, fitted.heads), mapped(bench.test_index, bench.encoder)
+            ),
+        }
+
+    return bench.once(kind, {**asdict(config), "hidden": _HIDDEN}, measure)
+
+
+def _similarity(
+    encoder: DendriticEncoder, pairs: STSBenchmark, kind: str, seed: int, path: Path
+) -> Row:
+    recorded = {LINEAR: "frozen-linear", "1 dendrite": "frozen"}
+    config = configured(PRESETS["frozen"], kind, seed)
+    name = recorded.get(kind, f"frozen, {kind}")
+    key = run_id(encoder, pairs, name, config)
+    for file in (path, path.with_name("sts-frozen.jsonl")):
+        for row in read_rows(file):
+            if row["run"] == key:
+                return row
+    if kind.startswith("MLP"):
+        objective = package._similarity(encoder, pairs.train, pairs.dev, config)
+        fitted = fit_mlp(objective, replace(config, side="both"), _HIDDEN)
+        row = {
+            "run": key,
+            "name": name,
+            "seed": seed,
+            "dev": round(fitted.score, 5),
+            "test": round(similarity_score(MLPEncoder(encoder, fitted.heads), pairs.test), 5),
+            "epochs": fitted.epochs,
+            "best_epoch": fitted.best_epoch,
+            "dendrites": 0,
+            "parameters_added": fitted.parameters,
+            "bytes_added": 4 * fitted.parameters,
+            "seconds": round(fitted.seconds, 1),
+            "config": {**asdict(config), "hidden": _HIDDEN},
+            "model": encoder.fingerprint,
+            "data": pairs.digest,
+            "machine": machine(),
+        }
+    else:
+        row = run(encoder, pairs, name, config)[1]
+    append_row(path, row)
+    print(_STS, name, seed, row["dev"], row["test"], row["seconds"], flush=True)
+    return row
+
+
+def page(rows: Sequence[Row], files: Sequence[str]) -> str:
+    """Return the page in Markdown."""
+    parts = [
+        _PAGE.format(
+            files=", ".join(f"[{name}]({name})" for name in files),
+            cycle=FinetuneConfig().epochs,
+            long=_LONG,
+            hidden=_HIDDEN,
+        )
+    ]
+    names = {"query, linear": LINEAR, "query, up to 3 dendrites": "3 dendrites"}
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if "set" in row:
+            kind = names.get(row["recipe"], row["recipe"])
+            if kind in KINDS:
+                groups.setdefault(row["set"], {}).setdefault(kind, []).append(row)
+    for corpus, kinds in groups.items():
+        parts += [f"## {corpus}, test nDCG@10\n", _table(corpus, kinds), ""]
+    similar = _similar(rows)
+    if similar:
+        parts += ["## STS Benchmark, Spearman's ρ\n", markdown_table(similar), ""]
+    return "\n".join([*parts, _conclusion(groups, rows)])
+
+
+def _table(corpus: str, kinds: dict[str, list[Row]]) -> str:
+    lines = [
+        [
+            "head",
+            "seeds",
+            "dev",
+            "test",
+            "to linear, over seeds",
+            "over questions",
+            "with NUDGE-N",
+            "to linear, over seeds",
+            "over questions",
+            "dendrites kept",
+            "epochs, best",
+            "seconds",
+            "alone",
+            "bytes",
+        ]
+    ]
+    every = {kind: [row for row in group if not row["alone"]] for kind, group in kinds.items()}
+    linear = every[LINEAR]
+    for kind in KINDS:
+        group = every.get(kind)
+        if not group:
+            continue
+        line = [kind, str(len(group)), str(Mean.of([row["dev"] for row in group]))]
+        for stage in (HEAD, NUDGED):
+            line.append(str(runs.mean_of(group, stage)))
+            if kind == LINEAR:
+                line += ["–", "–"]
+            else:
+                line.append(runs.over_seeds(group, linear, stage).signed)
+                line.append(runs.signed(runs.over_questions(group, stage, linear, stage)))
+        alone = [row["seconds"] for row in kinds[kind] if row["alone"]]
+        lines.append(
+            [
+                *line,
+                ", ".join(str(row["dendrites"]) for row in group),
+                f"{_mean(group, 'epochs'):.0f}, {_mean(group, 'best_epoch'):.1f}",
+                f"{_mean(group, 'seconds'):.0f}",
+                f"{alone[0]:.0f}" if alone else "–",
+                f"{_mean(group, 'bytes'):,.0f}",
+            ]
+        )
+    return markdown_table(lines)
+
+
+def _similar(rows: Sequence[Row]) -> list[list[str]]:
+    names = {"frozen-linear": LINEAR, "frozen": "1 dendrite"}
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if "name" in row:
+            kind = names.get(row["name"], row["name"].removeprefix("frozen, "))
+            if kind in KINDS:
+                kinds.setdefault(kind, []).append(row)
+    if LINEAR not in kinds:
+        return []
+    linear = {row["seed"]: row for row in kinds[LINEAR]}
+    lines = [
+        [
+            "head",
+            "seeds",
+            "dev",
+            "test",
+            "dev, to linear",
+            "test, to linear",
+            "dendrites kept",
+            "epochs, best",
+            "seconds",
+            "bytes",
+        ]
+    ]
+    for kind in KINDS:
+        group = kinds.get(kind)
+        if not group:
+            continue
+        against = ["–", "–"]
+        if kind != LINEAR:
+            against = [
+                Mean.of([row[part] - linear[row["seed"]][part] for row in group]).signed
+                for part in ("dev", "test")
+            ]
+        lines.append(
+            [
+                kind,
+                str(len(group)),
+                str(Mean.of([row["dev"] for row in group])),
+                str(Mean.of([row["test"] for row in group])),
+                *against,
+                ", ".join(str(row["dendrites"]) for row in group),
+                f"{_mean(group, 'epochs'):.0f}, {_mean(group, 'best_epoch'):.1f}",
+                f"{_mean(group, 'seconds'):.0f}",
+                f"{_mean(group, 'bytes_added'):,.0f}",
+            ]
+        )
+    return lines
+
+
+def _mean(group: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in group]))
+
+
+def _conclusion(groups: dict[str, dict[str, list[Row]]], rows: Sequence[Row]) -> str:
+    return ""
+
+
+if __name__ == "__main__":
+    main()

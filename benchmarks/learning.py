@@ -1,0 +1,176 @@
+"""How many questions to write, and what none gives: `python -m benchmarks.learning`.
+
+The gain on test against the number of training questions, on COVID-QA and PolicyQA; and the gain of
+training on questions that `generate_questions` makes of the passages alone, without a language
+model. Rows are appended to OUTPUT.jsonl, rows that are there are not measured again, and OUTPUT.md
+is written from all of them.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks import runs
+from benchmarks.corpora import Corpus, index_of, remembering_encoder
+from benchmarks.record import machine
+from benchmarks.runs import HEAD, NUDGED, Bench
+from nexus_integrations import DendriticEncoder, FinetuneConfig
+from nexus_integrations.data import generate_questions
+from nexus_integrations.training.curve import SIZES, learning_curve
+from nexus_integrations.training.sts import Row, append_row, read_rows
+from nexus_integrations.training.summary import markdown_table
+
+_METRICS = ("ndcg@10", "recall@10")
+_OWN = "questions of the passages' own"
+
+_PAGE = """# How many questions to write
+
+Written by `python -m benchmarks.learning` from the rows in [{file}.jsonl]({file}.jsonl). Gain on
+test over the untuned model: linear query head, then NUDGE-N, frozen all-MiniLM-L6-v2. Mean over
+{seeds} seeds, each with its own draw of questions; 95 % intervals over the test questions
+(bootstrap). "Held out": 15 % of the questions choose epoch and γ and are counted; with refit heads
+are then trained on all of them. "Dev beside": the whole dev set of the corpus chooses, and is not
+counted.
+"""
+
+
+def main() -> None:
+    """Measure the curves and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="holds the folders of the sets")
+    parser.add_argument("--sets", nargs="+", default=["covidqa", "policyqa"])
+    parser.add_argument("--own", nargs="*", default=["covidqa"], help="sets to make questions for")
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/learning"))
+    options = parser.parse_args()
+    path = options.output.with_suffix(".jsonl")
+    if options.data is not None:
+        encoder = remembering_encoder(None, options.vectors)
+        for name in options.sets:
+            corpus = Corpus.read(options.data / name)
+            for beside in (False, True):
+                for size in options.sizes:
+                    _point(path, corpus, encoder, size, options.seeds, beside)
+        for name in options.own:
+            _own_questions(path, Corpus.read(options.data / name), encoder, options.seeds)
+    rows = read_rows(path)
+    options.output.with_suffix(".md").write_text(page(rows, options.output.name), encoding="utf-8")
+
+
+def _point(
+    path: Path,
+    corpus: Corpus,
+    encoder: DendriticEncoder,
+    size: int,
+    seeds: Sequence[int],
+    beside: bool,
+) -> None:
+    config = FinetuneConfig(dendrites=0, refit=not beside)
+    content = json.dumps([corpus.name, corpus.train.digest, size, seeds, beside, asdict(config)])
+    run = hashlib.sha256(content.encode()).hexdigest()[:16]
+    if any(row["run"] == run for row in read_rows(path)):
+        return
+    begun = perf_counter()
+    curve = learning_curve(
+        encoder,
+        corpus.train,
+        corpus.test,
+        corpus.dev if beside else None,
+        sizes=[size],
+        config=config,
+        index=index_of(encoder, corpus.train),
+        seeds=seeds,
+    )
+    ((questions, gain),) = curve.items()
+    row = {
+        "run": run,
+        "set": corpus.name,
+        "recipe": "learning curve",
+        "dev": "beside" if beside else "held out",
+        "questions": questions,
+        "seeds": list(seeds),
+        "gain": {metric: round(gain.differences[metric], 5) for metric in _METRICS},
+        "interval": {
+            metric: [round(bound, 5) for bound in gain.intervals[metric]] for metric in _METRICS
+        },
+        "seconds": round((perf_counter() - begun) / len(seeds), 2),
+        "settings": asdict(config),
+        "model": encoder.fingerprint,
+        "machine": machine("torch"),
+    }
+    append_row(path, row)
+    print(corpus.name, row["dev"], questions, row["gain"], row["interval"], flush=True)
+
+
+def _own_questions(
+    path: Path, corpus: Corpus, encoder: DendriticEncoder, seeds: Sequence[int]
+) -> None:
+    made = generate_questions(corpus.train.corpus, encoder=encoder)
+    train, dev = made.split(0.85, 0.15, seed=0)
+    for name, judge in ((f"{_OWN}, chosen on them", dev), (f"{_OWN}, chosen on dev", corpus.dev)):
+        bench = Bench(replace(corpus, train=train, dev=judge), encoder, path)
+        bench.base()
+        for side in ("query", "each"):
+            for seed in seeds:
+                config = FinetuneConfig(dendrites=0, side=side, seed=seed)
+                bench.finetuned(f"{name}, {side}", config)
+
+
+def page(rows: Sequence[Row], file: str) -> str:
+    """Return the page in Markdown."""
+    points = [row for row in rows if row["recipe"] == "learning curve"]
+    seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in points})))
+    parts = [_PAGE.format(file=file, seeds=seeds)]
+    for name in dict.fromkeys(row["set"] for row in points):
+        lines = [["questions", "gain in nDCG@10, held out", "gain in nDCG@10, dev beside"]]
+        mine = [row for row in points if row["set"] == name]
+        for size in sorted({row["questions"] for row in mine}):
+            cells = []
+            for dev in ("held out", "beside"):
+                found = [r for r in mine if r["questions"] == size and r["dev"] == dev]
+                cells.append(
+                    runs.signed((found[-1]["gain"]["ndcg@10"], found[-1]["interval"]["ndcg@10"]))
+                    if found
+                    else "–"
+                )
+            lines.append([str(size), *cells])
+        parts += [f"## {name}\n", markdown_table(lines) + "\n"]
+    own = [row for row in rows if row["recipe"] != "learning curve"]
+    if own:
+        parts += [
+            "## Questions from headings and first sentences\n",
+            "`generate_questions` without a language model: heading and first sentence of each "
+            "passage are its questions, those that do not find it among 50 are dropped. nDCG@10 on "
+            "the real test questions, mean over seeds with its interval; the gain has an interval "
+            "over questions.\n",
+        ]
+        lines = [["set", "trained on", "seeds", HEAD, NUDGED, "gain of the head", "with NUDGE-N"]]
+        for name, recipes in runs.grouped(own).items():
+            base = recipes.pop("base")[:1]
+            lines.append([name, "–", "–", f"{runs.mean_of(base, 'base').mean:.4f}", *"–––"])
+            lines += [
+                [
+                    name,
+                    recipe,
+                    str(len(group)),
+                    str(runs.mean_of(group, HEAD)),
+                    str(runs.mean_of(group, NUDGED)),
+                    *(
+                        runs.signed(runs.over_questions(group, stage, base, "base"))
+                        for stage in (HEAD, NUDGED)
+                    ),
+                ]
+                for recipe, group in recipes.items()
+            ]
+        parts.append(markdown_table(lines) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Rows of retrieval runs: train a recipe, nudge, judge on test; figures over seeds and questions.
+
+A run leaves one row of figures, without any text, which is appended to a JSONL file, so that a
+benchmark that was stopped goes on behind the last whole row.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.corpora import Corpus, index_of, mapped
+from benchmarks.record import machine
+from nexus_integrations import (
+    DendriticEncoder,
+    Evaluation,
+    FinetuneConfig,
+    NudgeConfig,
+    evaluate,
+    finetune,
+    nudge_index,
+)
+from nexus_integrations.evaluation import mean_interval
+from nexus_integrations.index import MemoryIndex
+from nexus_integrations.training.sts import Row, append_row, read_rows
+from nexus_integrations.training.summary import Mean
+
+HEAD, NUDGED = "head", "head + NUDGE-N"
+# Values of single questions are kept as whole numbers of this size.
+_STEP = 1e-4
+
+
+@dataclass
+class Bench:
+    """A corpus, its indexes, and the file of rows."""
+
+    corpus: Corpus
+    encoder: DendriticEncoder
+    path: Path
+    alone: bool = False
+    """Whether nothing else ran on the machine, so that seconds count."""
+    others: Sequence[Path] = ()
+    """Records of other benchmarks, whose runs are not done again."""
+    questions: bool = True
+    """Whether a row keeps the value of each question."""
+
+    @cached_property
+    def index(self) -> MemoryIndex:
+        """The training questions' documents."""
+        return index_of(self.encoder, self.corpus.train)
+
+    @cached_property
+    def test_index(self) -> MemoryIndex:
+        """The test questions' documents."""
+        return index_of(self.encoder, self.corpus.test) if self.corpus.unseen else self.index
+
+    def once(self, recipe: str, settings: dict[str, Any], measure: Callable[[], Row]) -> Row:
+        """Return the recorded row of a run, or measure and append it."""
+        corpus = self.corpus
+        key = {
+            "set": corpus.name,
+            "settings": settings,
+            "model": self.encoder.fingerprint,
+            "data": [part.digest for part in (corpus.train, corpus.dev, corpus.test)],
+            **({"alone": True} if self.alone else {}),
+        }
+        run = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        known = {row["run"]: row for file in (self.path, *self.others) for row in read_rows(file)}
+        if run in known:
+            return known[run]
+        row = {
+            "run": run,
+            "set": corpus.name,
+            "recipe": recipe,
+            "seed": settings.get("seed"),
+            "alone": self.alone,
+            **measure(),
+            "settings": settings,
+            "model": key["model"],
+            "machine": machine("torch"),
+        }
+        if not self.questions:
+            del row["per_query"]
+        append_row(self.path, row)
+        stages = {stage: found["ndcg@10"] for stage, found in row["test"].items()}
+        print(corpus.name, recipe, row["seed"], stages, row["seconds"], flush=True)
+        return row
+
+    def base(self) -> Row:
+        """Return the row of the model as it is, and of nudges of its index."""
+        return self.once("base", {}, self._base)
+
+    def finetuned(self, recipe: str, config: FinetuneConfig) -> Row:
+        """Return the row of a fine-tuning by the package."""
+        return self.once(recipe, asdict(config), lambda: self._finetuned(config))
+
+    def judged(self, tuned: Any, index: MemoryIndex, gamma: float | None = None) -> Row:
+        """Evaluate on test, nudge, and evaluate again; `gamma` None: chosen on dev.
+
+        With a γ given the nudge learns from dev as well.
+        """
+        corpus = self.corpus
+        stages = {HEAD: evaluate(index, tuned, corpus.test)}
+        row: Row = {"gamma": None, "nudge_seconds": 0.0}
+        if not corpus.unseen:  # otherwise no question is about the documents
+            if gamma is None:
+                report = nudge_index(index, tuned, corpus.train, corpus.dev, NudgeConfig())
+                row["dev_nudged"] = round(report.curve[report.gamma], 5)
+            else:
+                report = nudge_index(
+                    index, tuned, corpus.train.joined(corpus.dev), config=NudgeConfig(gamma=gamma)
+                )
+            stages[NUDGED] = evaluate(index, tuned, corpus.test)
+            row |= {"gamma": report.gamma, "nudge_seconds": round(report.seconds, 2)}
+        return {**row, **_figures(stages)}
+
+    def _base(self) -> Row:
+        index, corpus = self.test_index, self.corpus
+        stages, seconds = {"base": evaluate(index, self.encoder, corpus.test)}, {}
+        if not corpus.unseen:
+            for name, solver in (("NUDGE-N", "closed-form"), ("nudge-ft", "nudge-ft")):
+                config = NudgeConfig(solver="nudge-ft" if name == "nudge-ft" else "closed-form")
+                report = nudge_index(index, self.encoder, corpus.train, corpus.dev, config)
+                stages[name] = evaluate(index, self.encoder, corpus.test)
+                seconds[solver] = round(report.seconds, 2)
+                report.undo(index)
+        return {"seconds": 0.0, "nudge_seconds": seconds, **_figures(stages)}
+
+    def _finetuned(self, config: FinetuneConfig) -> Row:
+        corpus = self.corpus
+        result = finetune(self.encoder, corpus.train, corpus.dev, config, index=self.index)
+        tuned = result.encoder
+        heads = {id(head): head for head in (tuned.query_head, tuned.document_head) if head}
+        weights = [array for head in heads.values() for array in head.arrays.values()]
+        judged = self.judged(
+            tuned, mapped(self.test_index, tuned), result.gamma if config.refit else None
+        )
+        return {
+            "dev": round(result.score, 5),
+            "dev_before": round(result.baseline_score, 5),
+            "epochs": len(result.history),
+            "best_epoch": max(result.history, key=lambda epoch: epoch.score).epoch,
+            "dendrites": max((head.dendrites for head in heads.values()), default=0),
+            "bytes": sum(array.nbytes for array in weights),
+            "seconds": round(result.seconds, 2),
+            **judged,
+        }
+
+
+def _figures(stages: dict[str, Evaluation]) -> Row:
+    return {
+        "test": {
+            stage: {metric: round(value, 5) for metric, value in found.metrics.items()}
+            for stage, found in stages.items()
+        },
+        "per_query": {
+            stage: np.rint(found.per_query["ndcg@10"] / _STEP).astype(int).tolist()
+            for stage, found in stages.items()
+        },
+    }
+
+
+def per_query(rows: Sequence[Row], stage: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return each question's nDCG@10, averaged over the rows, (n_queries,)."""
+    mean: np.ndarray[Any, np.dtype[np.float64]] = np.mean(
+        [row["per_query"][stage] for row in rows], axis=0
+    )
+    return mean * _STEP
+
+
+def mean_of(rows: Sequence[Row], stage: str) -> Mean:
+    """Return nDCG@10 on test with its interval over seeds."""
+    return Mean.of([row["test"][stage]["ndcg@10"] for row in rows])
+
+
+def over_seeds(rows: Sequence[Row], others: Sequence[Row], stage: str) -> Mean:
+    """Return the difference to the others in nDCG@10, seed by seed."""
+    known = {row["seed"]: row["test"][stage]["ndcg@10"] for row in others}
+    return Mean.of(
+        [row["test"][stage]["ndcg@10"] - known[row["seed"]] for row in rows if row["seed"] in known]
+    )
+
+
+def over_questions(
+    rows: Sequence[Row], stage: str, others: Sequence[Row], other_stage: str
+) -> tuple[float, tuple[float, float]]:
+    """Return the difference of each question's mean over seeds, and its bootstrap interval."""
+    change = per_query(rows, stage) - per_query(others, other_stage)
+    return float(change.mean()), mean_interval(change, 0.95, 0)
+
+
+def signed(difference: tuple[float, tuple[float, float]]) -> str:
+    """Return a difference and its interval as text."""
+    value, (low, high) = difference
+    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def grouped(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Return the rows by set and recipe, those of timings left out, in the order recorded."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if not row["alone"]:
+            groups.setdefault(row["set"], {}).setdefault(row["recipe"], []).append(row)
+    return groups
+
+
+def seconds_alone(rows: Sequence[Row], corpus: str, recipe: str) -> str:
+    """Return the seconds of training and nudging of the run that had the machine for itself."""
+    found = [
+        row["seconds"] + row["nudge_seconds"]
+        for row in rows
+        if row["alone"] and row["set"] == corpus and row["recipe"] == recipe
+    ]
+    return f"{np.mean(found):.0f}" if found else "–"
