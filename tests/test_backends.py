@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("onnxruntime")
 from tiny_runtime import write_tiny_runtime
 
 from nexus_integrations.backends import is_runtime_folder, load_backbone
+from nexus_integrations.backends.fastest import fastest, fastest_of_model
 from nexus_integrations.backends.folder import (
     GRAPH,
     TOKENIZER,
@@ -192,17 +194,65 @@ def test_a_cache_that_cannot_be_written_is_done_without(source, tmp_path):
     shutil.rmtree(place)
 
 
-def test_a_failed_export_leaves_nothing(source, tmp_path):
-    """Neither a draft nor half a graph."""
+def test_a_failed_export_leaves_no_graph_and_is_not_tried_again(source, tmp_path, monkeypatch):
+    """Neither a draft nor half a graph; with another version of a library it is tried again."""
+    tried = []
 
     def fail(draft):
+        tried.append(draft)
         (draft / GRAPH).write_bytes(b"half")
         raise ValueError("cannot be exported")
 
-    with pytest.raises(ValueError, match="cannot be exported"):
-        cached_runtime(source, "float32", fail)
-    left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert left in ([], [".lock"])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="cannot be exported"):
+            cached_runtime(source, "float32", fail)
+    assert len(tried) == 1
+    left = [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert set(left) <= {"", ".json"}  # the lock, and what failed
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "another")
+    assert cached_runtime(source, "float32", making([]))[2] is False
+
+
+class Way:
+    """A backbone that takes `seconds`, and whose vectors are `angle` away from (1, 0)."""
+
+    def __init__(self, precision, seconds, angle):
+        self.precision, self.seconds, self.angle = precision, seconds, angle
+
+    def encode(self, texts, role):
+        time.sleep(self.seconds)
+        return np.tile([[np.cos(self.angle), np.sin(self.angle)]], (len(texts), 1))
+
+
+def test_the_fastest_is_chosen_of_those_that_lose_little():
+    """A cosine of .998 is .0633 away: at .05 the loss is negligible, at .07 it is not."""
+    exact, near, far = Way("float32", 0.02, 0), Way("bfloat16", 0.01, 0.05), Way("int8", 0, 0.07)
+    assert fastest([exact, near, far]) is near
+    assert fastest([exact, far]) is exact
+    assert fastest([near, exact]) is near  # the first is the measure; it is the fastest as well
+
+
+def test_what_was_fastest_stays_so(source):
+    """Vectors of two precisions do not mix: a second measurement must not change the answer."""
+    slow, fast = Way("float32", 0.01, 0), Way("int8", 0, 0)
+    ways = {"float32": lambda: slow, "int8": lambda: fast}
+    assert fastest_of_model(source, ways) is fast
+    fast.seconds = 0.02
+    assert fastest_of_model(source, ways) is fast
+    assert fastest_of_model(source, {"float32": lambda: slow}) is slow
+
+
+def test_ways_that_are_not_here_are_left_out(source):
+    """A library that is missing; without float32 there is nothing to measure by."""
+
+    def missing():
+        raise ImportError("torch is missing")
+
+    exact = Way("float32", 0, 0)
+    ways = {"float32": lambda: exact, "bfloat16": missing}
+    assert fastest_of_model(source, ways) is exact
+    with pytest.raises(ImportError, match="torch is missing"):
+        fastest_of_model(source, {"float32": missing, "int8": lambda: exact})
 
 
 def test_digests_follow_files_and_precision(source):

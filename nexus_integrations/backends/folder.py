@@ -6,7 +6,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +21,16 @@ from nexus_integrations.source import sha256_of
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
+PROBE = "probe.safetensors"
+"""Ids and their vectors in int8, by which a machine is known that computes otherwise."""
 
 _FORMAT = "nexus-runtime"
 _VERSION = 1
-_RECIPE = 3  # of the graphs: another number, and cached ones are made anew
+RECIPE = 4
+"""The number of the graphs' recipe: with another one, cached ones are made anew."""
+
+# What a failed export depends on beside the model.
+_EXPORTERS = ("torch", "transformers", "sentence-transformers", "onnx", "onnxscript", "onnxruntime")
 _MODEL_FILES = (".json", ".txt", ".model", ".safetensors")
 
 
@@ -102,13 +110,16 @@ def cached_runtime(
 
     It lies under the hash of the model's files in `$XDG_CACHE_HOME/nexus-integrations`, by default
     below `~/.cache`; one that is damaged is made anew. `make` writes it into an empty folder, and
-    raises what the caller gets. Where the cache cannot be written the folder is a temporary one:
-    the third value tells the caller to remove it at the end.
+    raises what the caller gets; its `ValueError` is raised at once from then on, until a library
+    that it takes has another version. Where the cache cannot be written the folder is a temporary
+    one: the third value tells the caller to remove it at the end.
     """
-    name = f"{source_digest(source)[:40]}-{precision}-{_RECIPE}"
+    name = f"{source_digest(source)[:40]}-{precision}-{RECIPE}"
     place = cache_folder() / name
     if (model := _readable(place)) is not None:
         return place, model, False
+    failure = place.with_name(f"{name}.failed.json")
+    _raise_again(failure)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place.parent / ".lock")
@@ -126,7 +137,12 @@ def cached_runtime(
             return place, model, False
         draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
         try:
-            make(draft)
+            try:
+                make(draft)
+            except ValueError as error:
+                told = {"versions": _versions(), "error": str(error)}
+                failure.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+                raise
             model = read_runtime(draft)
             shutil.rmtree(place, ignore_errors=True)
             draft.rename(place)
@@ -159,8 +175,23 @@ def _readable(folder: Path) -> RuntimeModel | None:
         return None
 
 
+def _raise_again(failure: Path) -> None:
+    with suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
+        told = json.loads(failure.read_text(encoding="utf-8"))
+        if told["versions"] == _versions():
+            raise ValueError(told["error"])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _EXPORTERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def precise_digest(float32_digest: str, precision: str) -> str:
     """Return a model's digest in a precision: in float32 every backend gives the same vectors."""
     if precision == "float32":
         return float32_digest
-    return hashlib.sha256(f"{float32_digest} {precision} {_RECIPE}".encode()).hexdigest()
+    return hashlib.sha256(f"{float32_digest} {precision} {RECIPE}".encode()).hexdigest()

@@ -7,11 +7,9 @@ after another with what that changes made good by the rows to come (GPTQ, Franta
 algorithm 1), and the mean error goes into the bias. A layer that loses too much stays in float32.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from nexus_integrations.backends.fastest import NEGLIGIBLE, sample_texts
 from nexus_integrations.backends.folder import GRAPH, WEIGHTS
 from nexus_integrations.backends.onnx import session
 from nexus_integrations.backends.tokens import TextTokenizer
 from nexus_integrations.types import Floats
 
-_COSINE = 0.998  # mean over texts held out, between the vectors in int8 and in float32
 _HELD_OUT = 5  # every fifth text
 _STRANGE = 0.3  # of a text's pieces, replaced by any of the vocabulary
 _ROWS = 8192  # of activations that a layer is fitted to
@@ -87,18 +85,17 @@ def quantise_graph(folder: Path, tokenizer: TextTokenizer) -> float:
         chosen = {i: quantised[i] for i in best}
         _save(_rewritten(model, layers, chosen), folder)
         cosine = float((_vectors(folder / GRAPH, held_out) * expected).sum(axis=1).mean())
-        if cosine >= _COSINE:
+        if cosine >= NEGLIGIBLE:
             return cosine
         best.pop()  # the layer that loses most
-    raise ValueError(f"this model loses too much in int8 (its cosine is below {_COSINE})")
+    raise ValueError(f"this model loses too much in int8 (its cosine is below {NEGLIGIBLE})")
 
 
 def _texts(tokenizer: TextTokenizer) -> list[list[int]]:
-    demo = files("nexus_integrations").joinpath("demo", "clinic.json")
-    corpus = json.loads(demo.read_text(encoding="utf-8"))
-    documents = tokenizer.pieces(list(corpus["corpus"].values()), "document")
-    queries = tokenizer.pieces(list(corpus["queries"].values())[: len(documents)], "query")
-    return documents + queries
+    documents, queries = sample_texts()
+    return tokenizer.pieces(documents, "document") + tokenizer.pieces(
+        queries[: len(documents)], "query"
+    )
 
 
 def _strange(texts: Sequence[list[int]], words: Sequence[int]) -> list[list[int]]:

@@ -3,12 +3,14 @@
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 from weakref import WeakValueDictionary
 
 from nexus_integrations.backends import Backbone, Backend, Precision, is_runtime_folder
+from nexus_integrations.backends.fastest import fastest_of_model
 from nexus_integrations.extras import extra
 
 
@@ -45,10 +47,17 @@ def load(
     if is_runtime_folder(folder):
         return _runtime(folder, backend, precision, cpu, num_threads)
     if backend == "torch" or not cpu:
-        return _torch(folder, precision, device, num_threads)
-    if backend == "onnx":
-        return _onnx(folder, precision or "float32", num_threads)
-    return _chosen(folder, precision, num_threads)
+        run = partial(_torch, folder, device=device, num_threads=num_threads)
+        precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    elif backend == "onnx":
+        run = partial(_onnx, folder, num_threads=num_threads)
+        precisions = ("float32", "int8")
+    else:
+        run = partial(_chosen, folder, num_threads=num_threads)
+        precisions = ("float32", "bfloat16", "int8")
+    if precision != "auto":
+        return run(precision or "float32")
+    return fastest_of_model(folder, {name: partial(run, name) for name in precisions})
 
 
 def _runtime(
@@ -72,9 +81,7 @@ def _runtime(
     return backbone
 
 
-def _torch(
-    folder: Path, precision: Precision | None, device: str, num_threads: int | None
-) -> Backbone:
+def _torch(folder: Path, precision: Precision, device: str, num_threads: int | None) -> Backbone:
     with extra("train"):
         from nexus_integrations.backends.torch import TorchBackbone
     if precision == "int8":
@@ -101,12 +108,12 @@ def _onnx(folder: Path, precision: Precision, num_threads: int | None) -> Backbo
     )
 
 
-def _chosen(folder: Path, precision: Precision | None, num_threads: int | None) -> Backbone:
-    """Return what "auto" means for a model's folder on the CPU."""
+def _chosen(folder: Path, precision: Precision, num_threads: int | None) -> Backbone:
+    """Return what the backend "auto" means for a model's folder on the CPU."""
     if precision == "bfloat16" or (precision != "int8" and find_spec("onnxruntime") is None):
         return _torch(folder, precision, "cpu", num_threads)
     try:
-        return _onnx(folder, precision or "float32", num_threads)
+        return _onnx(folder, precision, num_threads)
     except (ImportError, ValueError):
         if precision == "int8":
             raise

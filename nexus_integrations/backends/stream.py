@@ -13,8 +13,9 @@ from nexus_integrations.types import Floats, Integers
 Run = Callable[[Integers], Floats]
 """Ids, int64 (n, length), to unit vectors, float32 (n, dimension)."""
 
-# Texts tokenised, sorted and held at a time: enough for full batches, some megabytes.
-_WINDOW = 4096
+# Texts tokenised, sorted and held at a time: enough for batches of one length. What the tokenizer
+# gives for a text of 256 pieces takes some 20 KB.
+_WINDOW = 1024
 
 
 def embed(

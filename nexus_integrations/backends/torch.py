@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,6 +198,8 @@ class TorchBackbone:
         from nexus_integrations.backends.export import export_graph
 
         chosen = precision or self.precision
+        if chosen == "auto":
+            return self._export_fastest(folder)
         if chosen == "bfloat16":
             raise ValueError("ONNX Runtime has no CPU kernels for bfloat16: export float32 or int8")
         if self._tokenizer is None:
@@ -210,8 +214,10 @@ class TorchBackbone:
         exact: Literal["float32", "int8"] = "float32" if chosen == "float32" else "int8"
         if exact == "int8":
             from nexus_integrations.backends.int8 import quantise_graph
+            from nexus_integrations.backends.onnx import write_probe
 
             quantise_graph(folder, self._tokenizer)
+            write_probe(folder, len(self.model.tokenizer))
         write_runtime(
             folder,
             RuntimeModel(
@@ -222,6 +228,25 @@ class TorchBackbone:
                 tokenizer=self._tokenizer,
             ),
         )
+
+    def _export_fastest(self, folder: Path) -> None:
+        from nexus_integrations.backends.fastest import fastest
+        from nexus_integrations.backends.onnx import OnnxBackbone
+
+        with tempfile.TemporaryDirectory(prefix="nexus-onnx-") as drafts:
+            ways = []
+            precisions: tuple[Precision, ...] = ("float32", "int8")
+            for precision in precisions:
+                draft = Path(drafts) / precision
+                try:
+                    self.export(draft, precision)
+                except ValueError:  # int8 loses too much
+                    if precision == "float32":
+                        raise
+                else:
+                    ways.append(OnnxBackbone.load(draft))
+            chosen = Path(drafts) / fastest(ways).precision
+            shutil.copytree(chosen, folder, dirs_exist_ok=True)
 
     @cached_property
     def _tokenizer(self) -> TextTokenizer | None:
