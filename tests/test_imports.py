@@ -18,7 +18,7 @@ LAYERS = (
     ("extras",),
     ("types", "progress", "source"),
     ("data", "dendrite", "index", "nudge.solver"),
-    ("backends", "batching", "encoder", "evaluation", "foreign", "nudge", "training"),
+    ("backends", "batching", "encoder", "evaluation", "foreign", "nudge", "records", "training"),
     ("registry", "plots", "report"),
     ("hub", "jobs", "demo", "cli", "llama_index", "langchain"),
     ("__main__",),

@@ -46,6 +46,7 @@ from nexus_integrations.llama_index import (
     dataset_from_nodes,
     open_index,
 )
+from nexus_integrations.report import TrainingRecord
 
 TEXTS = ["the fridge", "the stairs", "a form", "the goldie is broken", "x"]
 
@@ -508,6 +509,9 @@ def test_engine_saves(letters, tiny_model, tmp_path):
     tuned = engine.get_finetuned_model()
     assert (tuned.model_name, tuned.embed_batch_size) == (str(tmp_path / "tuned"), 3)
     assert tuned.fingerprint == result.encoder.fingerprint
+    record = TrainingRecord.load(tmp_path / "tuned")  # for `nexus report`
+    assert record is not None
+    assert (record.fingerprint, record.history) == (tuned.fingerprint, result.history)
 
 
 def test_engine_keeps_the_model_when_saving_fails(letters, tiny_model, tmp_path):

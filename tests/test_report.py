@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nexus_integrations import plots
 from nexus_integrations.cli import app
 from nexus_integrations.data import RetrievalDataset
-from nexus_integrations.evaluation import Comparison, Evaluation
+from nexus_integrations.evaluation import Comparison, Evaluation, compare
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
 from nexus_integrations.nudge.state import NudgeState
@@ -73,6 +73,7 @@ HISTORY = [
 TRAINING = TrainingRecord(
     side="query",
     dendrites=1,
+    metric="ndcg@10",
     baseline_score=0.4,
     score=0.7,
     gamma=0.02,
@@ -200,6 +201,28 @@ def test_the_sections_tell_what_was_done(tmp_path: Path) -> None:
     assert page.count('role="img"') == 6
 
 
+def test_the_learning_curve_in_figures(tmp_path: Path) -> None:
+    """One line per number of questions, rising; before 0, 25 questions lose .0625, 50 gain .125."""
+    worse = evaluation([0.25, 0.75, 0.5, 0.25])
+    report = Report.of(
+        STAGES, learning_curve={50: compare(BEFORE, AFTER), 25: compare(BEFORE, worse)}
+    )
+    page = " ".join(written(report, tmp_path).split())
+    section = page[page.index('<section id="learning">') : page.index('<section id="prints">')]
+    lines = re.findall(r"<tr><td>([\d,]+)</td><td>(.*?)</td><td>(.*?)</td></tr>", section)
+    assert [line[:2] for line in lines] == [("25", "−0.062"), ("50", "+0.125")]
+    assert all(" to " in line[2] for line in lines)
+    assert section.count('role="img"') == 1
+
+
+def test_sentence_pairs_are_judged_by_spearman(tmp_path: Path) -> None:
+    """Heads that were trained on scored pairs have no nDCG."""
+    report = replace(whole_report(), training=replace(TRAINING, metric="spearman", gamma=None))
+    page = " ".join(written(report, tmp_path).split())
+    assert "Spearman’s ρ of the dev set (given) went from 0.400 to 0.700" in page
+    assert "nDCG@10 of the dev set (given)" in written(whole_report(), tmp_path)
+
+
 def test_a_nudge_that_was_not_kept(tmp_path: Path) -> None:
     """The report says so, and has nothing to map."""
     record = replace(NUDGE, written=False, moved=0)
@@ -325,11 +348,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
             Report.of(STAGES).save("/sys/kernel/report.html")
 
 
-def test_a_hundred_thousand_questions_are_aggregated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hundred_thousand_questions_are_aggregated(tmp_path: Path) -> None:
     """At most 2,000 rows, gains and losses by turns; the file stays far below 10 MB."""
-    monkeypatch.setattr("nexus_integrations.evaluation._RESAMPLES", 99)  # not what is tested
     count = 100_000
     rng = np.random.default_rng(0)
     ids = [f"question-{number:06}" for number in range(count)]
@@ -565,6 +585,8 @@ def test_the_command_reads_what_the_others_write(
     text = page.read_text(encoding="utf-8")
     for part in ("metrics", "questions", "steps", "moves", "prints"):
         assert f'id="{part}"' in text
+    assert "Heads were trained" in text
+    assert "Stored vectors were nudged" in text
     assert "tuned/query_head.safetensors" in text
     assert len(data_of(text)["questions"][0]["lists"][0][0]) == 10
     assert not any(question in text for question in clinic[2].queries.values())

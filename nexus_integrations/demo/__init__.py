@@ -16,7 +16,7 @@ from nexus_integrations.nudge.apply import NudgeReport, nudge_index
 from nexus_integrations.nudge.folder import restore
 from nexus_integrations.nudge.state import StateFiles
 from nexus_integrations.plots import plot_gamma, plot_growth
-from nexus_integrations.report import NudgeRecord, Report, TrainingRecord
+from nexus_integrations.report import NudgeRecord, Report
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
 SHARES = (0.6, 0.15, 0.25)
@@ -101,8 +101,7 @@ def run(
 
     begun = perf_counter()
     tell(f"Writing the encoder, the vectors, two plots and the report to {folder}")
-    tuned.save(folder / "encoder")
-    TrainingRecord.of(finetuned).save(folder / "encoder")
+    finetuned.save(folder / "encoder")
     NudgeRecord.of(nudged, tuned.fingerprint).save(folder / "state")
     index.save(folder / "vectors.parquet")
     if finetuned.history:

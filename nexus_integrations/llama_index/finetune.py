@@ -45,13 +45,13 @@ class NexusFinetuneEngine:
     def finetune(self) -> FinetuneResult:
         """Train, and save where a path was given; return the encoder and its dev scores.
 
-        Raises what `nexus_integrations.finetune` and `DendriticEncoder.save` raise; when saving
+        Raises what `nexus_integrations.finetune` and `FinetuneResult.save` raise; when saving
         fails, the model in memory is kept.
         """
         result = finetune(self.embed_model.encoder, self.train, self.dev, self.config)
         self._tuned = NexusEmbedding.from_encoder(result.encoder)
         if self.model_output_path is not None:
-            result.encoder.save(self.model_output_path)
+            result.save(self.model_output_path)
             self._tuned = NexusEmbedding(
                 model_name=str(self.model_output_path), device=self.embed_model.device
             )

@@ -12,7 +12,8 @@ from nexus_integrations.evaluation import Comparison, Evaluation, compare
 from nexus_integrations.nudge.apply import NudgeReport
 from nexus_integrations.nudge.folder import StateFolder
 from nexus_integrations.nudge.state import NudgeState
-from nexus_integrations.report.records import Moves, NudgeRecord, TrainingRecord, file_hashes
+from nexus_integrations.records import NudgeRecord, TrainingRecord
+from nexus_integrations.report.moves import Moves, file_hashes
 from nexus_integrations.training.recipe import FinetuneResult
 from nexus_integrations.types import VectorIndex
 
