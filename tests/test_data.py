@@ -318,6 +318,43 @@ class TestFromHub:
         with pytest.raises(TypeError, match="document 'd1' is NoneType"):
             RetrievalDataset.from_hub(write("parquet", rows))
 
+    @pytest.mark.parametrize("form", ["arrow", "parquet"])
+    def test_records_questions_and_relevance(self, tmp_path, form):
+        """The layout of `sepz/scifact_ft`: numbers become ids, irrelevant pairs are none."""
+        import datasets
+
+        parts = {
+            "data_records": {
+                "train": [{"record_id": 7, "text": "the nurse"}, {"record_id": 8, "text": "room 4"}]
+            },
+            "qs": {
+                "train": [{"q_id": 0, "input": "who?"}],
+                "dev": [{"q_id": 0, "input": "where?"}, {"q_id": 1, "input": "why?"}],
+            },
+            "qs_rel": {
+                "train": [{"q_id": 0, "record_id": 7, "rel": 1}],
+                "dev": [
+                    {"q_id": 0, "record_id": 8, "rel": 1},
+                    {"q_id": 0, "record_id": 7, "rel": 0},
+                ],
+            },
+        }
+        for part, splits in parts.items():
+            tables = {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+            if form == "arrow":
+                datasets.DatasetDict(tables).save_to_disk(str(tmp_path / part))
+            else:
+                (tmp_path / part).mkdir()
+                for split, table in tables.items():
+                    table.to_parquet(str(tmp_path / part / f"{split}.parquet"))
+        dataset = RetrievalDataset.from_hub_records(str(tmp_path), split="dev")
+        assert dataset.queries == {"0": "where?"}
+        assert dataset.corpus == {"7": "the nurse", "8": "room 4"}
+        assert dataset.relevant_docs == {"0": ["8"]}
+        assert dataset.dropped == 1
+        train = RetrievalDataset.from_hub_records(str(tmp_path))
+        assert train.relevant_docs == {"0": ["7"]}
+
     def test_similarity_pairs(self, write):
         """Scores 0, 2.5 and 5 of 0…5 are 0, ½ and 1."""
         rows = [

@@ -207,6 +207,42 @@ class RetrievalDataset:
         return cls.from_rows(rows, query_column=query_column, document_column=document_column)
 
     @classmethod
+    def from_hub_records(cls, name: str, *, split: str = "train") -> "RetrievalDataset":
+        """Read a dataset in the layout of the NUDGE paper's, such as `sepz/scifact_ft`.
+
+        It has the parts `data_records` (record_id, text; one split for all), `qs` (q_id, input) and
+        `qs_rel` (q_id, record_id, rel). `name` is a hub name, or a local folder with a folder per
+        part that `datasets` wrote or reads. Raises `ValueError` for a part without a column.
+        """
+        columns = {
+            "data_records": ("record_id", "text"),
+            "qs": ("q_id", "input"),
+            "qs_rel": ("q_id", "record_id"),
+        }
+        found = {}
+        for part, names in columns.items():
+            rows = _hub_part(name, part, "train" if part == "data_records" else split)
+            missing = [column for column in names if column not in rows.column_names]
+            if missing:
+                raise ValueError(
+                    f"{name}: {part} has no column {missing[0]!r}: {rows.column_names}"
+                )
+            found[part] = list(zip(*(rows[column] for column in names), strict=True))
+            if part == "qs_rel" and "rel" in rows.column_names:
+                relevances = zip(found[part], rows["rel"], strict=True)
+                found[part] = [pair for pair, relevance in relevances if relevance > 0]
+        relevant: dict[str, list[str]] = {}
+        for query, record in found["qs_rel"]:
+            relevant.setdefault(str(query), []).append(str(record))
+        queries = {str(id_): text for id_, text in found["qs"]}
+        return cls(
+            queries={id_: text for id_, text in queries.items() if id_ in relevant},
+            corpus={str(id_): text for id_, text in found["data_records"]},
+            relevant_docs=relevant,
+            dropped=len(queries.keys() - relevant.keys()),
+        )
+
+    @classmethod
     def from_table(
         cls,
         path: str | Path,
@@ -359,3 +395,16 @@ class RetrievalDataset:
         for id_, label in zip(rows, labels, strict=True):
             groups.setdefault(int(label), []).append(id_)
         return list(groups.values())
+
+
+def _hub_part(name: str, part: str, split: str) -> Any:
+    """Return a split of a part as a `datasets.Dataset`, from the hub or from a folder."""
+    import datasets
+
+    folder = Path(name) / part
+    if not folder.is_dir():
+        return datasets.load_dataset(name, part, split=split)
+    if (folder / "dataset_dict.json").is_file():  # Arrow files, as `save_to_disk` writes them
+        return datasets.load_from_disk(str(folder))[split]
+    splits = datasets.load_dataset(str(folder))
+    return splits["validation" if split == "dev" and split not in splits else split]
