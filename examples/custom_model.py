@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
     result = finetune(encoder, train, dev, config)
     print(f"dev nDCG@10 {result.baseline_score:.3f} → {result.score:.3f}")
 
-    result.encoder.save(Path(folder) / "tuned")  # for DendriticEncoder.load and `nexus`
+    result.save(Path(folder) / "tuned")  # for DendriticEncoder.load and `nexus`
     result.encoder.save_sentence_transformers(Path(folder) / "plain")  # for everybody else
 
     texts = list(test.corpus.values())

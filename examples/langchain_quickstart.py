@@ -36,7 +36,7 @@ show("all-MiniLM-L6-v2:", store)
 with tempfile.TemporaryDirectory() as folder:
     config = FinetuneConfig(dendrites=0)  # 3 with the extra `dendrites`
     result = finetune(embeddings.encoder, train, dev, config)
-    result.encoder.save(Path(folder) / "tuned")
+    result.save(Path(folder) / "tuned")
     print(f"\ndev nDCG@10 {result.baseline_score:.3f} → {result.score:.3f}")
 
     # A head on the query side leaves the stored vectors valid: the tuned model asks the same store.

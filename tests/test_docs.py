@@ -248,6 +248,17 @@ def test_no_page_loads_from_elsewhere(site):
         assert not loaded, (style, loaded)
 
 
+def test_every_page_is_in_the_navigation(site):
+    """Recorded results too, which come without an edit of mkdocs.yml; and nothing but pages."""
+    menu = (site / "index.html").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        address = page.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+        assert f'href="{address}" class="md-nav__link' in menu, page
+    titles = re.findall(r'href="results/[^"]*".*?md-ellipsis">\s*(.*?)\s*<', menu, re.S)
+    assert len(titles) == len(set(titles)) == len(list((ROOT / "docs" / "results").glob("*.md")))
+    assert not list(site.rglob("*.py"))
+
+
 def test_every_public_name_is_in_the_reference(site):
     """Each name that the root and the framework folders export has its entry."""
     import nexus_integrations
