@@ -9,15 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import ir_measures
 import numpy as np
-from ir_measures import RR, Measure, P, nDCG
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, pearson3, skew
 
 from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.extras import extra
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.types import Encoder, Hits, VectorIndex
+
+with extra("nudge"):
+    import ir_measures
+    from ir_measures import RR, Measure, P, nDCG
+    from scipy.stats import bootstrap, pearson3, skew
 
 METRICS: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@1", "recall@5", "recall@10")
 """What `evaluate` reports unless told otherwise."""

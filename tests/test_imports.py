@@ -203,17 +203,19 @@ def test_without_the_extra_train(package_environment):
 from nexus_integrations import DendriticEncoder, DendriticHead, Encoder, Metric, VectorIndex
 from nexus_integrations.langchain import NexusEmbeddings
 from nexus_integrations.llama_index import NexusEmbedding
-import nexus_integrations, nexus_integrations.llama_index
-for package, name in (
-    (nexus_integrations, "finetune"),
-    (nexus_integrations, "evaluate"),
-    (nexus_integrations, "nudge_index"),
-    (nexus_integrations.llama_index, "NexusFinetuneEngine"),
+import nexus_integrations, nexus_integrations.langchain, nexus_integrations.llama_index
+for package, name, extra in (
+    (nexus_integrations, "finetune", "train"),
+    (nexus_integrations, "evaluate", "nudge"),
+    (nexus_integrations, "nudge_index", "nudge"),
+    (nexus_integrations.langchain, "NudgePostprocessor", "nudge"),
+    (nexus_integrations.llama_index, "NudgePostprocessor", "nudge"),
+    (nexus_integrations.llama_index, "NexusFinetuneEngine", "train"),
 ):
     try:
         getattr(package, name)
     except ImportError as error:
-        assert 'pip install "nexus-integrations[train]"' in str(error), (name, error)
+        assert f'pip install "nexus-integrations[{extra}]"' in str(error), (name, error)
     else:
         raise SystemExit(f"{name} was imported")
 for model in (None, "all-MiniLM-L6-v2", "no/such-folder"):

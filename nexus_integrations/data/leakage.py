@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nexus_integrations.data.retrieval import RetrievalDataset
+from nexus_integrations.extras import extra
 
 
 class Repeat(NamedTuple):
@@ -25,7 +26,8 @@ def near_duplicates(
     has such pairs judges, in part, what was trained on. Raises `ValueError` for a threshold outside
     0 < t ≤ 1.
     """
-    from scipy.sparse import csr_array
+    with extra("nudge"):
+        from scipy.sparse import csr_array
 
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in 0 < t ≤ 1, not {threshold}")

@@ -23,6 +23,7 @@ from nexus_integrations.data.files import (
     unique_rows,
     without_duplicates,
 )
+from nexus_integrations.extras import extra
 
 
 class QADataset(Protocol):
@@ -381,8 +382,9 @@ class RetrievalDataset:
         )
 
     def _groups_by_document(self) -> list[list[str]]:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+        with extra("nudge"):
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
 
         rows = {id_: row for row, id_ in enumerate(self.queries)}
         columns = {id_: len(rows) + column for column, id_ in enumerate(self.corpus)}
