@@ -55,7 +55,9 @@ all-MiniLM-L6-v2, heads fitted on train, the epoch (and with it the number of de
 kept) and γ chosen on dev, test evaluated once a run. All kinds share loss, learning rate, batches
 and the length of a cycle, {cycle} epochs; "as long" is one cycle of {long}. The MLP is
 *B* gelu(*A v*) with {hidden} hidden units, as many parameters as a head with three dendrites. Each
-kind is held against the linear head: "over seeds" is the mean difference of runs of the same seed
+kind is held against the linear head. A run with one or two dendrites is the beginning of the run
+with three; where that kept no more, its row is taken (with the seconds until then), but for seed 0,
+whose runs were all done. "Over seeds" is the mean difference of runs of the same seed
 with its 95 % interval (Student's t), "over questions" the difference of each question's mean over
 seeds with its bootstrap interval.
 """
@@ -68,7 +70,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["covidqa", "policyqa", _STS])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--alone", action="store_true", help="nothing else runs: seconds count")
+    parser.add_argument(
+        "--alone", action="store_true", help="measure again where others were at work"
+    )
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/dendrites"))
     options = parser.parse_args()
@@ -109,6 +113,10 @@ def configured(base: FinetuneConfig, kind: str, seed: int) -> FinetuneConfig:
 
 def _retrieval(bench: Bench, kind: str, seed: int) -> Row:
     config = configured(FinetuneConfig(), kind, seed)
+    if kind in ("1 dendrite", "2 dendrites") and seed:
+        whole = _retrieval(bench, "3 dendrites", seed)
+        if whole["dendrites"] <= config.dendrites:
+            return bench.once(kind, asdict(config), lambda: _beginning(whole, config.dendrites))
     if not kind.startswith("MLP"):
         return bench.finetuned(kind, config)
 
@@ -129,6 +137,22 @@ def _retrieval(bench: Bench, kind: str, seed: int) -> Row:
         }
 
     return bench.once(kind, {**asdict(config), "hidden": _HIDDEN}, measure)
+
+
+def _beginning(whole: Row, dendrites: int) -> Row:
+    """Return the row of a run with fewer dendrites, where the run with three kept no more.
+
+    The two are the same run until one dendrite more is added. Nothing is measured again.
+    """
+    epochs = [epoch for epoch in whole["history"] if epoch[0] <= dendrites]
+    taken = ("dev", "dev_before", "best_epoch", "dendrites", "bytes", "gamma", "dev_nudged")
+    return {
+        **{key: whole[key] for key in (*taken, "nudge_seconds", "test", "per_query")},
+        "epochs": len(epochs),
+        "history": epochs,
+        "seconds": epochs[-1][2],
+        "beginning_of": whole["run"],
+    }
 
 
 def _similarity(
@@ -180,13 +204,16 @@ def page(rows: Sequence[Row], files: Sequence[str]) -> str:
         )
     ]
     names = {"query, linear": LINEAR, "query, up to 3 dendrites": "3 dendrites"}
-    groups: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        if "set" in row:
-            kind = names.get(row["recipe"], row["recipe"])
-            if kind in KINDS:
-                groups.setdefault(row["set"], {}).setdefault(kind, []).append(row)
+    groups = runs.grouped(
+        [
+            {**row, "recipe": names.get(row["recipe"], row["recipe"])}
+            for row in rows
+            if "set" in row and names.get(row["recipe"], row["recipe"]) in KINDS
+        ]
+    )
     for corpus, kinds in groups.items():
+        if len(kinds) == 1:
+            continue  # no ablation here
         parts += [f"## {corpus}, test nDCG@10\n", _table(corpus, kinds), ""]
     similar = _similar(rows)
     if similar:
@@ -208,15 +235,13 @@ def _table(corpus: str, kinds: dict[str, list[Row]]) -> str:
             "over questions",
             "dendrites kept",
             "epochs, best",
-            "seconds",
-            "alone",
+            "seconds, alone",
             "bytes",
         ]
     ]
-    every = {kind: [row for row in group if not row["alone"]] for kind, group in kinds.items()}
-    linear = every[LINEAR]
+    linear = kinds[LINEAR]
     for kind in KINDS:
-        group = every.get(kind)
+        group = kinds.get(kind)
         if not group:
             continue
         line = [kind, str(len(group)), str(Mean.of([row["dev"] for row in group]))]
@@ -227,14 +252,12 @@ def _table(corpus: str, kinds: dict[str, list[Row]]) -> str:
             else:
                 line.append(runs.over_seeds(group, linear, stage).signed)
                 line.append(runs.signed(runs.over_questions(group, stage, linear, stage)))
-        alone = [row["seconds"] for row in kinds[kind] if row["alone"]]
         lines.append(
             [
                 *line,
                 ", ".join(str(row["dendrites"]) for row in group),
                 f"{_mean(group, 'epochs'):.0f}, {_mean(group, 'best_epoch'):.1f}",
-                f"{_mean(group, 'seconds'):.0f}",
-                f"{alone[0]:.0f}" if alone else "–",
+                runs.seconds_alone(group),
                 f"{_mean(group, 'bytes'):,.0f}",
             ]
         )

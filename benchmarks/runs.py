@@ -6,13 +6,16 @@ benchmark that was stopped goes on behind the last whole row.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.corpora import Corpus, index_of, mapped
 from benchmarks.record import machine
@@ -33,6 +36,8 @@ from nexus_integrations.training.summary import Mean
 HEAD, NUDGED = "head", "head + NUDGE-N"
 # Values of single questions are kept as whole numbers of this size.
 _STEP = 1e-4
+# Seconds count where other processes used less than this share of a core.
+_ALONE = 0.15
 
 
 @dataclass
@@ -43,7 +48,7 @@ class Bench:
     encoder: DendriticEncoder
     path: Path
     alone: bool = False
-    """Whether nothing else ran on the machine, so that seconds count."""
+    """Whether a run counts only where others hardly used the machine, so that seconds do."""
     others: Sequence[Path] = ()
     """Records of other benchmarks, whose runs are not done again."""
     questions: bool = True
@@ -67,22 +72,28 @@ class Bench:
             "settings": settings,
             "model": self.encoder.fingerprint,
             "data": [part.digest for part in (corpus.train, corpus.dev, corpus.test)],
-            **({"alone": True} if self.alone else {}),
         }
         run = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        known = {row["run"]: row for file in (self.path, *self.others) for row in read_rows(file)}
-        if run in known:
-            return known[run]
+        for file in (self.path, *self.others):
+            for row in read_rows(file):
+                if row["run"] == run and row["alone"] >= self.alone:
+                    return row
+        before = _used()
+        measured = measure()
+        wall, everybody, own = np.subtract(_used(), before)
+        others = max(0.0, (everybody - own) / wall)
         row = {
             "run": run,
             "set": corpus.name,
             "recipe": recipe,
             "seed": settings.get("seed"),
-            "alone": self.alone,
-            **measure(),
+            "alone": bool(others < _ALONE),
+            "others": round(float(others), 2),
+            **measured,
             "settings": settings,
             "model": key["model"],
             "machine": machine("torch"),
+            "threads": torch.get_num_threads(),
         }
         if not self.questions:
             del row["per_query"]
@@ -147,9 +158,23 @@ class Bench:
             "best_epoch": max(result.history, key=lambda epoch: epoch.score).epoch,
             "dendrites": max((head.dendrites for head in heads.values()), default=0),
             "bytes": sum(array.nbytes for array in weights),
+            "history": [
+                [epoch.dendrites, round(epoch.score, 5), round(epoch.seconds, 2)]
+                for epoch in result.history
+            ],
             "seconds": round(result.seconds, 2),
             **judged,
         }
+
+
+def _used() -> tuple[float, float, float]:
+    """Return the time, and the processor seconds used so far by all processes and by this one.
+
+    A child's count when it has ended.
+    """
+    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    busy = sum(ticks) - ticks[3] - ticks[4]  # idle, and waiting for a disk
+    return perf_counter(), busy / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
 
 
 def _figures(stages: dict[str, Evaluation]) -> Row:
@@ -201,19 +226,18 @@ def signed(difference: tuple[float, tuple[float, float]]) -> str:
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Return the rows by set and recipe, those of timings left out, in the order recorded."""
-    groups: dict[str, dict[str, list[Row]]] = {}
+    """Return the rows by set and recipe, seed by seed; of equal runs the one that was alone."""
+    best: dict[str, Row] = {}
     for row in rows:
-        if not row["alone"]:
-            groups.setdefault(row["set"], {}).setdefault(row["recipe"], []).append(row)
+        if row["run"] not in best or row["alone"]:
+            best[row["run"]] = row
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in sorted(best.values(), key=lambda row: row["seed"] or 0):
+        groups.setdefault(row["set"], {}).setdefault(row["recipe"], []).append(row)
     return groups
 
 
-def seconds_alone(rows: Sequence[Row], corpus: str, recipe: str) -> str:
-    """Return the seconds of training and nudging of the run that had the machine for itself."""
-    found = [
-        row["seconds"] + row["nudge_seconds"]
-        for row in rows
-        if row["alone"] and row["set"] == corpus and row["recipe"] == recipe
-    ]
-    return f"{np.mean(found):.0f}" if found else "–"
+def seconds_alone(rows: Sequence[Row]) -> str:
+    """Return the seconds of training and nudging of the runs that were alone."""
+    found = [row["seconds"] + row["nudge_seconds"] for row in rows if row["alone"]]
+    return f"{np.mean(found):.1f}" if found else "–"
