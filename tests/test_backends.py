@@ -25,7 +25,7 @@ from nexus_integrations.backends.folder import (
     precise_digest,
     source_digest,
 )
-from nexus_integrations.backends.stream import batches, embed
+from nexus_integrations.backends.stream import batches, embed, padded
 
 TEXTS = ["a", "two words", "line\nbreak", "emoji 😀", "x" * 100, "a"]
 
@@ -37,10 +37,23 @@ def runtime(tmp_path):
     return tmp_path / "runtime"
 
 
-def test_batches_hold_one_length_and_no_more_tokens_than_asked():
+def test_batches_hold_like_lengths_and_no_more_tokens_than_asked():
     """Lengths 3, 1, 3, 3, 2 at 6 pieces a batch: two threes, the third, the two, the one."""
     pieces = [[1] * length for length in (3, 1, 3, 3, 2)]
     assert list(batches(pieces, 6)) == [[0, 2], [3], [4], [1]]
+
+
+def test_short_texts_share_a_batch_and_long_ones_do_not():
+    """Three quarters of 8 are 6, so 8, 7 and 6 go together, and 5 begins anew; 70 waits for 70."""
+    pieces = [[1] * length for length in (70, 69, 8, 5, 6, 7, 70)]
+    assert list(batches(pieces, 1000)) == [[0, 6], [1], [2, 5, 4], [3]]
+
+
+def test_padding_by_hand():
+    """What is no piece is 0 in both."""
+    ids, mask = padded([[5, 6], [7, 8, 9]])
+    assert ids.tolist() == [[5, 6, 0], [7, 8, 9]]
+    assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_a_text_longer_than_a_batch_is_one():
@@ -53,7 +66,7 @@ def test_equal_texts_are_embedded_once(runtime):
     backbone = load_backbone(runtime)
     seen = []
 
-    def run(ids):
+    def run(ids, mask):
         seen.extend(map(tuple, ids))
         return np.repeat(ids.sum(axis=1, keepdims=True), 2, axis=1).astype(np.float32)
 

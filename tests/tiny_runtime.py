@@ -33,15 +33,25 @@ def write_tiny_runtime(folder: Path) -> None:
     table = np.random.default_rng(0).normal(size=(len(vocabulary), DIMENSION)).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
-        helper.make_node("LpNormalization", ["mean"], ["vectors"], axis=-1, p=2),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["weights"]),
+        helper.make_node("Mul", ["rows", "weights"], ["read"]),
+        helper.make_node("ReduceSum", ["read", "pieces"], ["sum"], keepdims=0),
+        helper.make_node("LpNormalization", ["sum"], ["vectors"], axis=-1, p=2),
     ]
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", "pieces"])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
         [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["texts", DIMENSION])],
-        [numpy_helper.from_array(table, "table")],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(np.array([2]), "last"),
+            numpy_helper.from_array(np.array([1]), "pieces"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)

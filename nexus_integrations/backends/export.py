@@ -46,10 +46,10 @@ class UnitVectors(nn.Module):
 def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
     """Write the graph and its weights, and hold its vectors against the model's.
 
-    The graph takes ids alone, int64 (n, length), of texts that are equally long: without padding
-    there is no mask, which takes a third of the time of attention. Attention becomes one operator
-    where the model's architecture has transformers' interface for it, and what the architecture
-    writes out where not. `vocabulary` is the number of its word pieces.
+    The graph takes ids and their mask, int64 (n, length) both. Attention becomes one operator where
+    the model's architecture has transformers' interface for it, without the mask where nothing is
+    padded, since that takes a third of its time; and what the architecture writes out where not.
+    `vocabulary` is the number of its word pieces.
 
     Raises `ImportError` without onnx and onnxscript, `ValueError` for a model that cannot be
     exported.
@@ -73,15 +73,17 @@ def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
 
 def _write(vectors: UnitVectors, folder: Path) -> None:
     ids = torch.arange(2 * 7).reshape(2, 7) % 5  # any two texts: both axes are free
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     with torch.no_grad(), _silence():
         program = torch.onnx.export(
             vectors,
-            (ids,),
-            input_names=["input_ids"],
+            (ids, mask),
+            input_names=["input_ids", "attention_mask"],
             output_names=["vectors"],
             dynamo=True,
-            dynamic_shapes=(axes,),
+            dynamic_shapes=(axes, axes),
             verbose=False,
         )
     import onnx
@@ -90,7 +92,7 @@ def _write(vectors: UnitVectors, folder: Path) -> None:
         raise ValueError("torch.onnx gave no graph")
     # Weights in a file of their own are mapped, not read: what is not used stays on the disk.
     onnx.save_model(
-        _without_detours(program.model_proto),
+        _maskless_where_whole(_without_detours(program.model_proto)),
         str(folder / GRAPH),
         save_as_external_data=True,
         location=WEIGHTS,
@@ -131,16 +133,50 @@ def _without_detours(model: Any) -> Any:
     return model
 
 
+def _maskless_where_whole(model: Any) -> Any:
+    """Let a graph, in place, leave the mask out of attention where no text is padded."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    found = [node for node in graph.node if node.op_type == "MultiHeadAttention"]
+    if not found:
+        return model
+    instead = {}
+    for number, node in enumerate(found):
+        *inputs, mask = node.input
+        branches = {}
+        for name, given in (("then", inputs), ("else", [*inputs, "", mask])):
+            attention = type(node)()
+            attention.CopyFrom(node)
+            del attention.input[:]
+            attention.input.extend(given)
+            attention.output[0] = f"attention_{number}_{name}"
+            value = helper.make_tensor_value_info(attention.output[0], TensorProto.FLOAT, None)
+            branches[f"{name}_branch"] = helper.make_graph([attention], name, [], [value])
+        instead[node.output[0]] = helper.make_node("If", ["whole"], list(node.output), **branches)
+    nodes = [
+        helper.make_node("ReduceMin", ["attention_mask"], ["least"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["whole"], to=TensorProto.BOOL),
+        *(instead.get(node.output[0], node) for node in graph.node),
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
 def _compare(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
-    from nexus_integrations.backends.onnx import session
+    from nexus_integrations.backends.onnx import run_graph, session
 
     graph = session(folder / GRAPH, None)
     rng = np.random.default_rng(0)
-    for shape in ((1, 1), (2, 29), (3, 12)):
+    for shape, whole in (((1, 1), True), ((2, 29), True), ((3, 12), True), ((4, 15), False)):
         ids: Integers = rng.integers(0, vocabulary, shape)
-        found: Floats = graph.run(None, {"input_ids": ids})[0]
+        mask = np.ones_like(ids)
+        if not whole:
+            mask[0, 9:] = mask[2, 1:] = 0
+        found: Floats = run_graph(graph, ids, mask)
         with torch.no_grad():
-            expected = vectors(torch.from_numpy(ids)).numpy()
+            expected = vectors(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
         difference = float(np.abs(found - expected).max())
         if not difference <= _TOLERANCE:  # NaN is none either
             raise ValueError(f"its graph gives other vectors, by up to {difference:.1g}")
@@ -157,8 +193,9 @@ def _one_operator(
 ) -> tuple[Tensor, None]:
     """Attention as one operator of ONNX Runtime.
 
-    It is for what every encoder has: all positions see all, as many keys as queries. What differs
-    shows in the comparison that follows.
+    It is for what every encoder has: all positions see all that is no padding, as many keys as
+    queries. What differs shows in the comparison that follows. `attention_mask` is that of the
+    texts, (n, length).
     """
     texts, heads, length, width = query.shape
 
@@ -167,9 +204,12 @@ def _one_operator(
 
     if key.shape != query.shape or value.shape != query.shape:
         raise ValueError("its attention has other keys than an encoder's")
+    if attention_mask is None or attention_mask.shape != (texts, length):
+        raise ValueError("its attention has another mask than an encoder's")
     found = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (flat(query), flat(key), flat(value)),
+        # The mask's place is after that of a bias: `_maskless_where_whole` puts it there.
+        (flat(query), flat(key), flat(value), attention_mask.to(torch.int32)),
         {"num_heads": heads, "scale": float(scaling if scaling is not None else width**-0.5)},
         dtype=query.dtype,
         shape=(texts, length, heads * width),
@@ -178,8 +218,8 @@ def _one_operator(
     return found.reshape(texts, length, heads, width), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
+def _mask_of_texts(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+    return attention_mask
 
 
 @contextlib.contextmanager
@@ -188,7 +228,7 @@ def _attention(model: nn.Module, name: str) -> Iterator[None]:
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
     AttentionInterface.register(_ATTENTION, _one_operator)
-    AttentionMaskInterface.register(_ATTENTION, _no_mask)
+    AttentionMaskInterface.register(_ATTENTION, _mask_of_texts)
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [module.config._attn_implementation for module in models]
     try:

@@ -20,9 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nexus_integrations.backends.fastest import NEGLIGIBLE, sample_texts
 from nexus_integrations.backends.folder import GRAPH, WEIGHTS
-from nexus_integrations.backends.onnx import session
+from nexus_integrations.backends.onnx import run_graph, session
+from nexus_integrations.backends.stream import padded
 from nexus_integrations.backends.tokens import TextTokenizer
-from nexus_integrations.types import Floats
+from nexus_integrations.types import Floats, Integers
 
 _HELD_OUT = 5  # every fifth text
 _STRANGE = 0.3  # of a text's pieces, replaced by any of the vocabulary
@@ -112,7 +113,7 @@ def _strange(texts: Sequence[list[int]], words: Sequence[int]) -> list[list[int]
 
 def _vectors(graph: Path, texts: Sequence[Sequence[int]]) -> Floats:
     run = session(graph, None)
-    return np.concatenate([run.run(None, {"input_ids": np.array([ids])})[0] for ids in texts])
+    return np.concatenate([run_graph(run, *padded([ids])) for ids in texts])
 
 
 def _linear_layers(model: Any) -> list[_Layer]:
@@ -163,11 +164,16 @@ def _activations(
         every = -(-sum(map(len, texts)) // _ROWS)
         parts = [
             [rows.reshape(-1, rows.shape[-1])[::every] for rows in run.run(list(names), feed)]
-            for feed in ({"input_ids": np.array([ids])} for ids in texts)
+            for feed in map(_feed, texts)
         ]
     finally:
         watched.unlink()
     return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+
+
+def _feed(text: Sequence[int]) -> dict[str, Integers]:
+    ids, mask = padded([text])
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _quantise(layer: _Layer, rows: Floats) -> _Quantised:

@@ -167,10 +167,9 @@ class OnnxBackbone:
         with extra("train"):
             return load_backbone(self.folder, backend="torch", precision="float32")
 
-    def _run(self, ids: Integers) -> Floats:
+    def _run(self, ids: Integers, mask: Integers) -> Floats:
         with self._lock:
-            vectors: Floats = self._session.run(None, {"input_ids": ids})[0]
-        return vectors
+            return run_graph(self._session, ids, mask)
 
     def _begin_process(self) -> None:
         self._lock = threading.Lock()
@@ -180,7 +179,7 @@ class OnnxBackbone:
 
     def _check_probe(self) -> None:
         probe = load_file(self._runtime / PROBE)
-        found = self._run(probe["input_ids"])
+        found = self._run(probe["input_ids"], np.ones_like(probe["input_ids"]))
         cosine = float((found * probe["vectors"]).sum(axis=1).min())
         if not cosine >= _SAME:
             raise ValueError(
@@ -207,8 +206,14 @@ def _unpickled(folder: Path, precision: Literal["float32", "int8"], num_threads:
 def write_probe(folder: Path, vocabulary: int) -> None:
     """Keep ids below `vocabulary`, and what this machine makes of them, beside a graph."""
     ids: Integers = np.random.default_rng(0).integers(0, vocabulary, (4, 24))
-    vectors: Floats = session(folder / GRAPH, None).run(None, {"input_ids": ids})[0]
+    vectors = run_graph(session(folder / GRAPH, None), ids, np.ones_like(ids))
     save_file({"input_ids": ids, "vectors": vectors}, folder / PROBE)
+
+
+def run_graph(graph: Any, ids: Integers, mask: Integers) -> Floats:
+    """Return the unit vectors, float32 (n, dimension), of ids and mask, int64 (n, length)."""
+    vectors: Floats = graph.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    return vectors
 
 
 def session(graph: Path, num_threads: int | None) -> Any:

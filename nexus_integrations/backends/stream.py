@@ -1,4 +1,4 @@
-"""Any number of texts through a model: each once, in batches of one length, in bounded memory."""
+"""Any number of texts through a model: each once, in batches of like length, in bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +10,16 @@ from nexus_integrations.backends.tokens import TextTokenizer
 from nexus_integrations.progress import embedding_bar
 from nexus_integrations.types import Floats, Integers
 
-Run = Callable[[Integers], Floats]
-"""Ids, int64 (n, length), to unit vectors, float32 (n, dimension)."""
+Run = Callable[[Integers, Integers], Floats]
+"""Ids and their mask, int64 (n, length), 1 for a piece and 0 for padding, to unit vectors.
+
+Vectors are float32 (n, dimension).
+"""
+
+# Texts of up to `_SHORT` pieces share a batch with others down to `_SHORTEST` of its longest one: a
+# product of few rows reads the weights for little, which costs more than the padding.
+_SHORT = 64
+_SHORTEST = 0.75
 
 # Texts tokenised, sorted and held at a time: enough for batches of one length. What the tokenizer
 # gives for a text of 256 pieces takes some 20 KB.
@@ -29,12 +37,12 @@ def embed(
 ) -> Floats:
     """Return the vectors of the texts, float32 (n, dimension).
 
-    Equal texts are embedded once. The texts of a batch have the same number of word pieces, so that
-    nothing is padded and no vector depends on its neighbours; it has at most `batch_tokens` of
-    them, but at least one text. The next texts are tokenised while the model runs on these.
+    Equal texts are embedded once. The texts of a batch have the same number of word pieces, short
+    ones about the same; it has at most `batch_tokens` of them, but at least one text. The next
+    texts are tokenised while the model runs on these.
     """
     if len(texts) == 1:
-        return run(np.array(tokenizer.pieces(texts, role), dtype=np.int64))
+        return run(*padded(tokenizer.pieces(texts, role)))
     row_of: dict[str, int] = {}
     for text in texts:
         row_of.setdefault(text, len(row_of))
@@ -43,8 +51,8 @@ def embed(
     with embedding_bar(len(unique), role) as bar:
         for start, pieces in _tokenised(unique, role, tokenizer):
             for rows in batches(pieces, batch_tokens):
-                ids = np.array([pieces[row] for row in rows], dtype=np.int64)  # (n, length)
-                vectors[[start + row for row in rows]] = run(ids)
+                found = run(*padded([pieces[row] for row in rows]))
+                vectors[[start + row for row in rows]] = found
                 bar.update(len(rows))
     if len(unique) == len(texts):
         return vectors
@@ -52,16 +60,28 @@ def embed(
 
 
 def batches(pieces: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Give row numbers in batches of one length, the longest first (memory fails early)."""
+    """Give row numbers in batches, the longest texts first (memory fails early)."""
     batch: list[int] = []
+    longest = 0
     for row in sorted(range(len(pieces)), key=lambda row: -len(pieces[row])):
-        length = len(pieces[row])
-        if batch and (length != len(pieces[batch[0]]) or (len(batch) + 1) * length > batch_tokens):
+        least = longest * _SHORTEST if longest <= _SHORT else longest
+        if batch and (len(pieces[row]) < least or (len(batch) + 1) * longest > batch_tokens):
             yield batch
             batch = []
+        if not batch:
+            longest = len(pieces[row])
         batch.append(row)
     if batch:
         yield batch
+
+
+def padded(pieces: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
+    """Return ids and mask, int64 (n, length of the longest): 0 where a shorter text has ended."""
+    lengths = np.array([len(text) for text in pieces])
+    mask: Integers = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.zeros_like(mask)
+    ids[mask.astype(bool)] = np.concatenate([np.asarray(text, dtype=np.int64) for text in pieces])
+    return ids, mask
 
 
 def _tokenised(

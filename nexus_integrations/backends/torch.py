@@ -268,9 +268,11 @@ class TorchBackbone:
                     module.to(torch.bfloat16)
         return UnitVectors(model, self._token_types)
 
-    def _run(self, ids: Integers) -> Floats:
+    def _run(self, ids: Integers, mask: Integers) -> Floats:
+        # Without a mask attention is faster, and exact.
+        tensors = [ids] if mask.all() else [ids, mask]
         with self._running():
-            vectors = self._vectors(torch.from_numpy(ids).to(self.model.device))
+            vectors = self._vectors(*(torch.from_numpy(t).to(self.model.device) for t in tensors))
             return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     @contextmanager
