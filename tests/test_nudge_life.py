@@ -3,13 +3,14 @@
 import base64
 import errno
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 from time import sleep
 
 import numpy as np
@@ -717,6 +718,43 @@ def test_a_state_that_changes_while_it_is_read_is_read_again(life, tmp_path, mon
     folder = StateFolder(tmp_path)
     with folder.locked():
         assert "train0" not in folder.state.query_ids
+
+
+def test_threads_take_turns_in_memory(toy, monkeypatch):
+    """A question asked while another is being noted is not lost, nor what undoes it."""
+    life = Life(toy, None)
+    vectors, reading, go_on = life.index.vectors, Event(), Event()
+
+    def slow(ids):
+        reading.set()
+        assert go_on.wait(30)
+        return vectors(ids)
+
+    monkeypatch.setattr(life.index, "vectors", slow)
+    first = Thread(target=life.observe, args=("dev0", NEW))
+    first.start()
+    assert reading.wait(30)
+    monkeypatch.setattr(life.index, "vectors", vectors)
+    second = Thread(target=life.observe, args=("dev1", "d45"))
+    second.start()
+    second.join(0.2)
+    go_on.set()
+    first.join()
+    second.join()
+    assert {"dev0", "dev1"} <= set(life.folder.state.query_ids)
+    assert life.folder.undo(life.index) == len(life.touched) + 2
+    assert life.stored().tobytes() == life.vectors.tobytes()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_copied_folder_has_a_lock_of_its_own(toy, tmp_path, on_disk):
+    """A report, which holds its folder, can be sent to another process, also after use."""
+    life = Life(toy, tmp_path if on_disk else None)
+    copied = pickle.loads(pickle.dumps(life.folder))
+    assert contents(copied.state) == contents(life.folder.state)
+    copied.observe(life.index, life.question("dev0"), NEW, query_id="dev0")
+    assert copied.undo(life.index) == len(life.touched) + 1
+    assert life.stored().tobytes() == life.vectors.tobytes()
 
 
 # Failures in between.

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -31,8 +33,8 @@ class StateFolder:
     """Where a nudge's state is kept: a folder, or memory when there is none.
 
     Every operation takes the folder's lock, which the system releases when the process dies: a
-    second process is refused with `RuntimeError`. Operations that get an index first finish what an
-    interrupted one left undone.
+    second process or thread is refused with `RuntimeError`. In memory a second thread waits.
+    Operations that get an index first finish what an interrupted one left undone.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -44,7 +46,7 @@ class StateFolder:
         self._files = None if self.folder is None else StateFiles(self.folder)
         self._state: NudgeState | None = None
         self._seen: object = None
-        self._lock: FileLock | None = None
+        self._lock = self._new_lock()
         self._unsettled = False
         self._pending: str | None = None  # an observed document that may not have moved yet
         self._read()
@@ -63,16 +65,16 @@ class StateFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock, and read what another process wrote since."""
         if self.folder is None:
-            yield
+            with self._lock:
+                yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:
-            self._lock = FileLock(self.folder / ".lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RuntimeError(
-                f"another process is changing the nudge in {self.folder}: wait until it has ended"
+                f"another process is changing the nudge in {self.folder}, or another thread: wait "
+                "until it has ended"
             ) from None
         try:
             self._read()
@@ -264,6 +266,16 @@ class StateFolder:
             index.replace(ids, targets[again])
             self._write(replace(remaining, phase="applied"))
             return counts
+
+    def _new_lock(self) -> Any:
+        return RLock() if self.folder is None else FileLock(self.folder / ".lock")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = self._new_lock()  # a copy has its own
 
     def _finish_observation(self, state: NudgeState, index: VectorIndex) -> bool:
         """Move the last observed document unless it has moved; return whether it had not.
