@@ -7,7 +7,7 @@ wrongly. Results go to standard output, everything else to standard error.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nexus_integrations.data import RetrievalDataset
     from nexus_integrations.evaluation import Comparison, Evaluation
     from nexus_integrations.nudge import NudgeReport
+    from nexus_integrations.training.fit import Epoch
+    from nexus_integrations.training.loggers import OnEpoch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -292,6 +294,16 @@ def finetune(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the growth to this PNG.")] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Log every epoch's figures to this folder, for TensorBoard.")
+    ] = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            help="Log them to an offline run of this Weights & Biases project, below the working "
+            "directory."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train dendritic heads on questions and the passages that answer them."""
@@ -300,6 +312,7 @@ def finetune(
         from nexus_integrations.hub import model_card, write_card
         from nexus_integrations.index import MemoryIndex
         from nexus_integrations.plots import plot_growth
+        from nexus_integrations.training.loggers import tensorboard_logger, wandb_logger
         from nexus_integrations.training.recipe import FinetuneConfig
         from nexus_integrations.training.recipe import finetune as run
 
@@ -307,13 +320,26 @@ def finetune(
         data = {"train": _dataset(train)}
         if dev is not None:
             data["dev"] = _dataset(dev)
-        result = run(
-            DendriticEncoder.load(model),
-            data["train"],
-            data.get("dev"),
-            config,
-            index=None if vectors is None else MemoryIndex.load(vectors),
-        )
+        with ExitStack() as stack:
+            loggers: list[OnEpoch] = []
+            if tensorboard is not None:
+                loggers.append(stack.enter_context(tensorboard_logger(tensorboard)))
+            if wandb is not None:
+                settings = {k: v for k, v in asdict(config).items() if v is not None}
+                loggers.append(stack.enter_context(wandb_logger(wandb, settings=settings)))
+
+            def tell(epoch: "Epoch") -> None:
+                for log in loggers:
+                    log(epoch)
+
+            result = run(
+                DendriticEncoder.load(model),
+                data["train"],
+                data.get("dev"),
+                config,
+                index=None if vectors is None else MemoryIndex.load(vectors),
+                on_epoch=tell,
+            )
         result.save(output)
         write_card(output, model_card(result.encoder, training=result, config=config, data=data))
         if plot is not None:

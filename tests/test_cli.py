@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,12 @@ def test_the_whole_job_by_command(files: Path) -> None:
     status, output, error = run(
         *("finetune", files / "train.json", tuned, "--dev", files / "dev.json"),
         *("--vectors", vectors, "--dendrites", 0, "--plot", files / "growth.png", "--json"),
+        *(("--tensorboard", files / "events") if find_spec("tensorboard") else ()),
     )
     assert status == 0, error
+    if find_spec("tensorboard"):
+        (events,) = (files / "events").glob("events.out.tfevents.*")
+        assert b"dev_score" in events.read_bytes()
     told = json.loads(output)
     assert told["dev_ndcg@10"]["after"] > told["dev_ndcg@10"]["before"] + 0.05
     assert (files / "growth.png").read_bytes().startswith(b"\x89PNG")
