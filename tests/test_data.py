@@ -61,6 +61,9 @@ def test_a_document_listed_twice_counts_once():
         ({"relevant_docs": {"q9": ["d1"]}}, ValueError, "names query 'q9', which is not"),
         ({"relevant_docs": {"q1": "d1"}}, TypeError, r"\['q1'\] is the string 'd1': expected a li"),
         ({"relevant_docs": {"q1": None}}, TypeError, r"q1.*NoneType"),
+        ({"relevant_docs": {"q1": [["d1"]]}}, ValueError, r"'q1' names document \['d1'\], which"),
+        ({"relevant_docs": []}, TypeError, "relevant_docs is a list: expected a dictionary"),
+        ({"queries": ["a"]}, TypeError, "the query texts are a list: expected a dictionary of id"),
         ({"queries": {"q1": None, "q2": "b"}}, TypeError, "query 'q1' is NoneType"),
         ({"queries": {"q1": ["a"], "q2": "b"}}, TypeError, "query 'q1' is list"),
         ({"queries": {1: "a"}}, TypeError, "query id 1 is int"),
@@ -156,6 +159,16 @@ def test_from_beir_counts_queries_judged_irrelevant_alone(tmp_path):
             ValueError,
             r"test.tsv names query 'q9', unknown",
         ),
+        (
+            {"qrels": "q2\td2\t1\n"},
+            ValueError,
+            r"test.tsv has the columns q2, d2, 1: expected a first line of query-id, corpus-id, sc",
+        ),
+        (
+            {"qrels": "query-id\tcorpus-id\tscore\nq2\td2\tgood\n"},
+            ValueError,
+            r"line 2 of .*test.tsv has the score 'good': expected a number",
+        ),
     ],
 )
 def test_from_beir_names_what_is_wrong(tmp_path, parts, error, message):
@@ -202,6 +215,7 @@ def test_from_json_reads_gzip(tmp_path):
     [
         ('{"queries": {}, "corpus": {}}', "lacks relevant_docs: not a retrieval dataset"),
         ("[]", "lacks corpus, queries, relevant_docs"),
+        ('[{"query": "a"}]', "lacks corpus, queries, relevant_docs"),
         ('{"queries": {"q": "a"', "is not valid JSON"),
         ('{"queries": {"q": "a", "q": "b"}, "corpus": {}, "relevant_docs": {}}', "'q' occurs twic"),
         (

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -94,6 +96,30 @@ def test_other_files_are_refused(tmp_path):
         RetrievalDataset.from_table(tmp_path / "rows.xlsx")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", b"\xef\xbb\xbfquestion,context\na?,b\n"),
+        ("rows.jsonl", b'\xef\xbb\xbf{"question": "a?", "context": "b"}\n\n'),
+    ],
+)
+def test_what_spreadsheets_and_editors_leave(tmp_path, name, content):
+    """A byte order mark is no part of the first column's name, a blank line no row."""
+    (tmp_path / name).write_bytes(content)
+    dataset = RetrievalDataset.from_table(tmp_path / name)
+    assert (dataset.queries, dataset.corpus) == ({"q0": "a?"}, {"d0": "b"})
+
+
+def test_long_passages_of_a_table(tmp_path):
+    """A passage of a million characters is read; a quote that is never closed is told."""
+    path = tmp_path / "rows.csv"
+    path.write_text("question,context\na?," + "x" * 1_000_000 + "\n")
+    assert len(RetrievalDataset.from_table(path).corpus["d0"]) == 1_000_000
+    path.write_text('question,context\na?,"' + "x" * 2**24 + "\n")
+    with pytest.raises(ValueError, match=r"rows\.csv is not valid CSV: field larger than"):
+        RetrievalDataset.from_table(path)
+
+
 # LangSmith and LlamaIndex.
 
 
@@ -117,6 +143,41 @@ def test_langsmith_examples(tmp_path):
     write_lines(path, [{"inputs": {"q": "who?"}, "outputs": {"documents": "d1"}}])
     with pytest.raises(ValueError, match=r"line 1 of .* lacks inputs\.question or outputs\.docum"):
         read_langsmith_examples(path)
+
+
+def test_ids_of_exported_documents_are_texts(tmp_path):
+    """A number is an id as well, the document's own or that of its metadata."""
+    documents = [{"id": 3, "page_content": "a"}, {"metadata": {"id": 4}, "page_content": "b"}]
+    row = {"inputs": {"question": "who?"}, "outputs": {"documents": documents}}
+    path = write_lines(tmp_path / "examples.jsonl", [row])
+    assert read_langsmith_examples(path).corpus == {"3": "a", "4": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        (
+            {"inputs": "who?", "outputs": {"documents": "d"}},
+            ValueError,
+            "line 1 of .* lacks inputs",
+        ),
+        ({"inputs": {"question": "a"}, "outputs": []}, ValueError, "line 1 of .* lacks inputs"),
+        (
+            {"inputs": {"question": "a"}, "outputs": {"documents": {"page_content": None}}},
+            TypeError,
+            "page_content is a NoneType",
+        ),
+        (
+            {"inputs": {"question": "a"}, "outputs": {"documents": {"text": "b"}}},
+            ValueError,
+            "neither page_content nor id: text",
+        ),
+    ],
+)
+def test_examples_name_what_is_wrong(tmp_path, row, error, message):
+    """Inputs and outputs of another form."""
+    with pytest.raises(error, match=message):
+        read_langsmith_examples(write_lines(tmp_path / "examples.jsonl", [row]))
 
 
 def test_retriever_runs(tmp_path):
@@ -143,6 +204,8 @@ def test_retriever_runs(tmp_path):
     assert "second" in every.corpus.values()
     with pytest.raises(ValueError, match="no retriever run with feedback 'loved' above zero"):
         read_retriever_runs(path, feedback="loved")
+    with pytest.raises(ValueError, match="top must be at least 1, not 0"):
+        read_retriever_runs(path, top=0)
 
 
 def test_labelled_rag_datasets(tmp_path):
@@ -154,9 +217,10 @@ def test_labelled_rag_datasets(tmp_path):
     for dataset in (read_rag_dataset(path), read_rag_dataset(made)):
         assert list(dataset.corpus.values()) == ["a nurse", "a doctor"]
         assert dataset.relevant_docs == {"q0": ["d0", "d1"]}
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="holds no examples"):
-        read_rag_dataset(path)
+    for content in ("{}", "[]"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="holds no examples"):
+            read_rag_dataset(path)
 
 
 # Questions that repeat.
@@ -174,6 +238,48 @@ def test_near_duplicates_by_hand():
     assert [r.second for r in near_duplicates(first, second)] == ["y"]
     with pytest.raises(ValueError, match="threshold must lie in"):
         near_duplicates(first, second, threshold=0)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.6, 0.8, 1])
+def test_near_duplicates_are_those_of_comparing_all(threshold, monkeypatch):
+    """Few questions are compared, in blocks of seven; what is found is what comparing all finds."""
+    monkeypatch.setattr("nexus_integrations.data.leakage._ROWS", 7)
+    rng = np.random.default_rng(0)
+
+    def some(name):
+        texts = [" ".join(rng.choice(list("abcdefgh"), rng.integers(1, 7))) for _ in range(40)]
+        return make({f"{name}{number}": text for number, text in enumerate(texts)})
+
+    first, second = some("a"), some("b")
+    expected = []
+    for id_, text in second.queries.items():
+        words = set(re.findall(r"\w+", text))
+        alike = {
+            other: len(words & set(theirs.split())) / len(words | set(theirs.split()))
+            for other, theirs in first.queries.items()
+        }
+        best = max(alike, key=alike.get)
+        if alike[best] >= threshold:
+            expected.append((best, id_, alike[best]))
+    assert near_duplicates(first, second, threshold=threshold) == expected
+    assert expected
+
+
+def test_common_words_cost_nothing():
+    """Of 4,000 and 4,000 questions that share their first words no pair is compared."""
+    import tracemalloc
+
+    def some(name):
+        return make(
+            {f"{name}{n}": f"where do i find the form {name}x{n} {name}y{n}" for n in range(4000)}
+        )
+
+    first, second = some("a"), some("b")
+    tracemalloc.start()
+    assert near_duplicates(first, second) == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6  # the 16 million pairs would take a multiple
 
 
 # Generated questions.

@@ -26,8 +26,7 @@ def read_langsmith_examples(
 
     def pairs() -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(json_lines(Path(path)), start=1):
-            asked = (row.get("inputs") or {}).get(question)
-            found = (row.get("outputs") or {}).get(answer)
+            asked, found = _part(row, "inputs", question), _part(row, "outputs", answer)
             if not isinstance(asked, str) or found is None:
                 raise ValueError(
                     f"line {number} of {path} lacks inputs.{question} or outputs.{answer}"
@@ -48,13 +47,16 @@ def read_retriever_runs(
 
     The first `top` documents of a run count as answers. With `feedback` only runs are read whose
     average feedback of this key is above zero; without it the answers are only what the retriever
-    found, which teaches it what it does already. Raises `ValueError` when no run is left.
+    found, which teaches it what it does already. Raises `ValueError` for `top` below 1 and when no
+    run is left.
     """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
 
     def pairs() -> Iterator[tuple[str, Any]]:
         for row in json_lines(Path(path)):
-            asked = (row.get("inputs") or {}).get("query")
-            found = _listed((row.get("outputs") or {}).get("documents") or [])
+            asked = _part(row, "inputs", "query")
+            found = _listed(_part(row, "outputs", "documents") or [])
             if row.get("run_type") != "retriever" or not isinstance(asked, str) or not found:
                 continue
             if feedback is not None:
@@ -78,16 +80,23 @@ def read_rag_dataset(dataset: Any) -> RetrievalDataset:
     """
     if isinstance(dataset, (str, Path)):
         with open_text(Path(dataset)) as file:
-            examples = json.load(file).get("examples")
+            content = json.load(file)
+        examples = content.get("examples") if isinstance(content, dict) else None
         if examples is None:
             raise ValueError(f"{dataset} holds no examples: not a labelled RAG dataset")
     else:
         examples = [vars(example) for example in dataset.examples]
     return RetrievalDataset.from_rows(
-        {"question": example["query"], "context": text}
+        {"question": example.get("query"), "context": text}
         for example in examples
         for text in example.get("reference_contexts") or []
     )
+
+
+def _part(row: dict[str, Any], name: str, key: str) -> Any:
+    """Return `row[name][key]`, None where there is none."""
+    part = row.get(name)
+    return part.get(key) if isinstance(part, dict) else None
 
 
 def _listed(value: Any) -> list[Any]:
@@ -105,5 +114,9 @@ def _document(value: Any) -> Any:
         if "id" in content:
             return str(content["id"])
         raise ValueError(f"an answer has neither page_content nor id: {', '.join(content)}")
-    id_ = content.get("id") or (content.get("metadata") or {}).get("id")
-    return SimpleNamespace(id=id_, page_content=content["page_content"])
+    text = content["page_content"]
+    if not isinstance(text, str):
+        raise TypeError(f"an answer's page_content is a {type(text).__name__}: expected a text")
+    ids = [content.get("id"), _part(content, "metadata", "id")]
+    id_ = next((str(one) for one in ids if one not in (None, "")), None)
+    return SimpleNamespace(id=id_, page_content=text)

@@ -4,11 +4,15 @@ import csv
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from nexus_integrations.extras import extra
+
+_LONGEST_FIELD = 2**24  # characters: a quote that is never closed must not read the whole file
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -21,6 +25,10 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def check_named_texts(what: str, texts: Mapping[str, str]) -> None:
+    if not isinstance(texts, Mapping):
+        raise TypeError(
+            f"the {what} texts are a {type(texts).__name__}: expected a dictionary of id to text"
+        )
     for id_, text in texts.items():
         if not isinstance(id_, str):
             raise TypeError(f"{what} id {id_!r} is {type(id_).__name__}, expected str")
@@ -35,9 +43,21 @@ def digest(content: object) -> str:
 
 
 def open_text(path: Path) -> IO[str]:
+    """Open a file of UTF-8, plain or gzipped, without the mark that spreadsheets begin it with."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+@contextmanager
+def reading_csv(path: Path) -> Iterator[None]:
+    """Let fields be long inside; a file that is no CSV is a `ValueError` that names it."""
+    # The limit is the process's, the module knows no other; 131,072, as it comes, is few.
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    try:
+        yield
+    except csv.Error as error:
+        raise ValueError(f"{path} is not valid CSV: {error}") from None
 
 
 def unique_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -45,39 +65,41 @@ def unique_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         path = path.with_name(path.name + ".gz")
     seen: set[str] = set()
-    with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is not valid JSON: {error}") from None
-            if not isinstance(row, dict) or "_id" not in row or "text" not in row:
-                raise ValueError(f"line {number} of {path} lacks _id or text")
-            if row["_id"] in seen:
-                raise ValueError(f"line {number} of {path}: id {row['_id']!r} occurs twice")
-            seen.add(row["_id"])
-            yield row
+    for number, row in _numbered(path):
+        if not isinstance(row, dict) or "_id" not in row or "text" not in row:
+            raise ValueError(f"line {number} of {path} lacks _id or text")
+        if row["_id"] in seen:
+            raise ValueError(f"line {number} of {path}: id {row['_id']!r} occurs twice")
+        seen.add(row["_id"])
+        yield row
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {next(k for k, times in keys.items() if times > 1)!r} occurs twice")
     return content
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file; a line that holds none is an error that names it."""
+    for number, row in _numbered(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} of {path} is no JSON object")
+        yield row
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the lines of a JSONL file, parsed, and their numbers; blank ones are passed over."""
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line)
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} of {path} is not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {path} is no JSON object")
-            yield row
 
 
 def table_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -86,7 +108,7 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
     if kind == ".jsonl":
         yield from json_lines(path)
     elif kind == ".csv":
-        with open_text(path) as file:
+        with reading_csv(path), open_text(path) as file:
             yield from csv.DictReader(file)
     elif path.suffix == ".parquet":
         with extra("train"):

@@ -83,7 +83,7 @@ def _asking(llm: Any, prompt: str, count: int) -> Callable[[str], list[str]]:
         lines = answer(prompt.format(count=count, passage=passage)).splitlines()
         # Models number their lines, whatever they are told.
         cleaned = [re.sub(r"^\s*(?:[-*•]|\d+[.):])\s*", "", line).strip() for line in lines]
-        return [line for line in cleaned if line.endswith(("?", "？"))][:count]
+        return [line for line in cleaned if line.endswith(("?", "？", "؟"))][:count]
 
     return ask
 
@@ -132,13 +132,11 @@ def _round_trip(
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """Read the answers; a last line that was cut off is left out, and overwritten by `_append`."""
+    """Read the answers; a last line that was cut off is cut away."""
     if not path.exists():
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
+    os.truncate(path, content.rfind(b"\n") + 1)
     return {row["passage"]: row["questions"] for row in json_lines(path)}
 
 

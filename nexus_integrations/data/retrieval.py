@@ -19,6 +19,7 @@ from nexus_integrations.data.files import (
     check_named_texts,
     digest,
     open_text,
+    reading_csv,
     table_rows,
     unique_rows,
     without_duplicates,
@@ -53,6 +54,11 @@ class RetrievalDataset:
     def __post_init__(self) -> None:
         check_named_texts("query", self.queries)
         check_named_texts("document", self.corpus)
+        if not isinstance(self.relevant_docs, Mapping):
+            raise TypeError(
+                f"relevant_docs is a {type(self.relevant_docs).__name__}: expected a dictionary of "
+                "query id to document ids"
+            )
         unknown = next((id_ for id_ in self.relevant_docs if id_ not in self.queries), None)
         if unknown is not None:
             raise ValueError(f"relevant_docs names query {unknown!r}, which is not in queries")
@@ -65,7 +71,7 @@ class RetrievalDataset:
                 )
                 raise TypeError(f"relevant_docs[{query_id!r}] is {what}: expected a list of ids")
             for id_ in listed:
-                if id_ not in self.corpus:
+                if not isinstance(id_, str) or id_ not in self.corpus:
                     raise ValueError(
                         f"query {query_id!r} names document {id_!r}, which is not in the corpus"
                     )
@@ -112,12 +118,26 @@ class RetrievalDataset:
         queries = {row["_id"]: row["text"] for row in unique_rows(folder / "queries.jsonl")}
         relevant: dict[str, list[str]] = {}
         path = folder / "qrels" / f"{split}.tsv"
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
+        with reading_csv(path), open_text(path) as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            columns = ("query-id", "corpus-id", "score")
+            if not set(columns) <= set(rows.fieldnames or ()):
+                raise ValueError(
+                    f"{path} has the columns {', '.join(rows.fieldnames or ())}: expected a first "
+                    f"line of {', '.join(columns)}, separated by tabs"
+                )
+            for row in rows:
                 if row["query-id"] not in queries:
                     raise ValueError(f"{path} names query {row['query-id']!r}, unknown in {folder}")
                 found = relevant.setdefault(row["query-id"], [])
-                if float(row["score"]) > 0:
+                try:
+                    score = float(row["score"])
+                except (TypeError, ValueError):
+                    raise ValueError(
+                        f"line {rows.line_num} of {path} has the score {row['score']!r}: expected "
+                        "a number"
+                    ) from None
+                if score > 0:
                     found.append(row["corpus-id"])
         return cls(
             queries={id_: queries[id_] for id_ in relevant}, corpus=corpus, relevant_docs=relevant
@@ -131,9 +151,10 @@ class RetrievalDataset:
             # Two equal keys would silently become one: json keeps the last.
             try:
                 content = json.load(file, object_pairs_hook=without_duplicates)
-            except (json.JSONDecodeError, EOFError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from None
-        missing = {"queries", "corpus", "relevant_docs"} - set(content)
+        missing = {"queries", "corpus", "relevant_docs"}
+        missing -= content.keys() if isinstance(content, dict) else set()
         if missing:
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: not a retrieval dataset")
         return cls(

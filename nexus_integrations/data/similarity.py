@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nexus_integrations.data.files import check_named_texts, digest, open_text
+from nexus_integrations.data.files import check_named_texts, digest, open_text, reading_csv
 from nexus_integrations.types import Floats
 
 
@@ -69,7 +69,7 @@ class SimilarityDataset:
         cls, path: str | Path, *, scale: tuple[float, float] = (0.0, 5.0)
     ) -> "SimilarityDataset":
         """Read rows of sentence1, sentence2, score without a header (`.csv` or `.csv.gz`)."""
-        with open_text(Path(path)) as file:
+        with reading_csv(Path(path)), open_text(Path(path)) as file:
             rows = list(csv.reader(file))
         for number, row in enumerate(rows):
             if len(row) != 3:
