@@ -16,7 +16,7 @@ FRAMEWORKS = ("llama_index", "langchain", "langchain_core", "langchain_community
 # What may import what: a module imports from its own layer and those before it.
 LAYERS = (
     ("extras",),
-    ("types", "progress", "source"),
+    ("types", "draft", "progress", "source"),
     ("data", "dendrite", "index", "nudge.solver"),
     ("backends", "batching", "encoder", "evaluation", "foreign", "nudge", "records", "training"),
     ("registry", "plots", "report"),

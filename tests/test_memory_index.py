@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nexus_integrations.index.file import FileIndex
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.types import Metric
 
@@ -159,3 +160,16 @@ def test_zero_vectors_rank_where_they_have_a_similarity(metric):
     index = MemoryIndex(["zero"], np.zeros((1, 2), np.float32), metric)
     hits = index.search(np.array([[1, 0]], dtype=np.float32), 1)
     assert hits.similarities[0, 0] == {"dot": 0, "l2": -1}[metric]
+
+
+def test_a_file_is_opened_by_either_name(tmp_path):
+    """`FileIndex(path)` and `FileIndex.load(path)` alike write what is replaced to the file."""
+    path = tmp_path / "vectors.parquet"
+    MemoryIndex(["a", "b"], np.eye(2, dtype=np.float32), "dot").save(path)
+    for opening in (FileIndex, FileIndex.load):
+        opened = opening(path)
+        assert (type(opened), opened.metric) == (FileIndex, "dot")
+        opened.replace(["a"], 2 * opened.vectors(["a"]))
+    assert MemoryIndex.load(path).vectors(["a"]).tolist() == [[4, 0]]
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.parquet"):
+        FileIndex(tmp_path / "missing.parquet")

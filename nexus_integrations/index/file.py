@@ -17,6 +17,11 @@ class FileIndex(MemoryIndex):
         super().__init__(ids, stored.vectors(ids), stored.metric)
         self.path = Path(path)
 
+    @classmethod
+    def load(cls, path: str | Path) -> "FileIndex":
+        """Open the file, as the class itself does."""
+        return cls(path)
+
     def replace(self, ids: Sequence[str], vectors: Floats) -> None:
         """Overwrite the vectors of `ids`, as in memory, and the file in one step."""
         super().replace(ids, vectors)

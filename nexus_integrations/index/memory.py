@@ -1,12 +1,12 @@
 """The reference index: exact search over a numpy array."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from nexus_integrations.draft import written_whole
 from nexus_integrations.types import Floats, Hits, Integers, Metric
 
 # Scores of one block of documents: 2**22 float32 are 16 MiB, small beside any corpus.
@@ -122,7 +122,7 @@ class MemoryIndex:
     def save(self, path: str | Path) -> None:
         """Write ids and vectors as a Parquet file with the columns `id` and `vector`.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all, and survives a power cut once this returns.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -133,17 +133,16 @@ class MemoryIndex:
             "vector": pa.FixedSizeListArray.from_arrays(values, self.dimension),
         }
         table = pa.table(columns).replace_schema_metadata({"metric": self.metric.value})
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with written_whole(Path(path)) as draft:
             pq.write_table(table, draft)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryIndex":
-        """Read a file that `save` wrote; raises `ValueError` when it is another's or damaged."""
+        """Read a file that `save` wrote.
+
+        Raises `FileNotFoundError` where there is none and `ValueError` when it is another's or
+        damaged.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -153,6 +152,8 @@ class MemoryIndex:
             width = vectors.type.list_size
             rows = np.asarray(vectors.flatten()).reshape(len(table), width)
             ids = table.column("id").to_pylist()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {path}") from None
         except (pa.ArrowInvalid, KeyError, AttributeError, IsADirectoryError) as error:
             raise ValueError(f"{path} holds no vectors with ids: {error}") from None
         return cls(ids, rows, (table.schema.metadata or {}).get(b"metric", b"cosine").decode())

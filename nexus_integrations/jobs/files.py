@@ -1,15 +1,13 @@
-"""Files that appear whole or not at all, and the shards and results of a job among them."""
+"""The shards and results of a job as files, which appear whole or not at all."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nexus_integrations.draft import written_whole
 from nexus_integrations.types import Floats
 
 
@@ -19,31 +17,6 @@ class Part(NamedTuple):
     ids: list[str]
     vectors: Floats
     truncated: int
-
-
-@contextmanager
-def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Give a draft of `path`: synced and renamed in the end, removed when something fails.
-
-    It lies in `folder`, by default beside `path`, where it stays when the process is killed.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=folder or path.parent)
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.chmod(0o666 & ~_umask())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name too survives a power cut; Windows needs no call for it
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_part(path: Path, part: Part, signature: str) -> None:
@@ -125,9 +98,3 @@ def _table(part: Part, about: Mapping[str, str]) -> Any:
         ),
     }
     return pa.table(columns).replace_schema_metadata(dict(about))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from nexus_integrations.jobs.files import written_whole
+from nexus_integrations.draft import written_whole
 from nexus_integrations.jobs.rows import InputFile, Record, read_records
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.source import sha256_of
@@ -216,12 +216,12 @@ def make_plan(
 @contextmanager
 def _reject_list(path: Path) -> Iterator[IO[str]]:
     """Open the list of bad rows; it is gone afterwards when nothing was written to it."""
-    with path.open("w", encoding="utf-8") as file:
-        try:
+    try:
+        with path.open("w", encoding="utf-8") as file:
             yield file
-        finally:
-            if not file.tell():
-                path.unlink()
+    finally:
+        if path.is_file() and not path.stat().st_size:
+            path.unlink()
 
 
 class _Found(NamedTuple):

@@ -1,0 +1,31 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a draft of `path`: synced and renamed in the end, removed when something fails.
+
+    It lies in `folder`, which is of the same file system, by default beside `path`; there it stays
+    when the process is killed.
+    """
+    draft = (folder or path.parent) / f".{path.name}-{uuid4().hex}"
+    try:
+        draft.touch(exist_ok=False)
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name too survives a power cut; Windows needs no call for it
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

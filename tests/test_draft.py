@@ -1,0 +1,64 @@
+"""Files that appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nexus_integrations.draft import written_whole
+
+
+def test_the_new_content_takes_the_place_of_the_old_at_the_end(tmp_path):
+    """Until then the old content is read; afterwards nothing lies beside the file."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with written_whole(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_content_and_no_draft(tmp_path):
+    """Whatever fails, in a folder of drafts too."""
+    path, drafts = tmp_path / "file", tmp_path / "drafts"
+    path.write_text("old")
+    drafts.mkdir()
+
+    def fail():
+        with written_whole(path, drafts) as draft:
+            draft.write_text("half")
+            assert draft.parent == drafts
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(drafts.iterdir()) == []
+
+
+def test_content_is_synced_before_its_name(tmp_path, monkeypatch):
+    """A power cut after the renaming finds the content on the disk, and then the name as well."""
+    done = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(handle):
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "content")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", lambda *names: (done.append("name"), replace(*names)))
+    with written_whole(tmp_path / "file") as draft:
+        draft.write_text("new")
+    assert done == ["content", "name", "folder"]
+
+
+def test_who_may_read_it_follows_the_umask(tmp_path):
+    """As for any file that a program writes."""
+    before = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "file") as draft:
+            draft.write_text("new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
