@@ -144,6 +144,7 @@ def test_a_folder_is_read_in_order_and_hidden_files_are_not(
     (folder / "b" / "c.csv").write_text("id,text\ntwo,text 2\nthree,text 3\n")
     lines(folder / ".hidden.jsonl", [{"id": "no", "text": "text 9"}])
     (folder / "notes.md").write_text("not read")
+    (folder / "dataset_info.json").write_text('{"features": {}}')
     embed_corpus([folder], tmp_path / "v.parquet", lambda: angles, JobConfig(shard_rows=2))
     ids, vectors = stored(tmp_path / "v.parquet")
     assert ids == ["one", "two", "three"]
@@ -264,6 +265,9 @@ def test_inputs_that_cannot_be_a_corpus(tmp_path: Path, angles: DendriticEncoder
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "p.parquet")
     with pytest.raises(ValueError, match="among the inputs"):
         embed_corpus([tmp_path / "p.parquet"], tmp_path / "p.parquet", lambda: angles)
+    (tmp_path / "broken.csv").write_text('"' + "x" * 2**24 + "\n")
+    with pytest.raises(ValueError, match=r"broken\.csv is not valid CSV: field larger"):
+        embed_corpus([tmp_path / "broken.csv"], tmp_path / "v.parquet", lambda: angles)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"broken\.parquet is not a Parquet file"):
         embed_corpus([tmp_path / "broken.parquet"], tmp_path / "v.parquet", lambda: angles)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
 from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.data.files import reading_csv
 
 Kind = Literal["jsonl", "csv", "parquet", "dataset"]
 
@@ -28,7 +29,6 @@ _KINDS: dict[str, Kind] = {
 _ID_COLUMNS = ("id", "_id", "doc_id", "document_id", "node_id", "chunk_id", "pid")
 _TEXT_COLUMNS = ("text", "content", "contents", "page_content", "passage", "document", "body")
 _DELIMITERS = (",", ";", "\t", "|")
-_LONGEST_FIELD = 2**24  # characters: a quote that is never closed must not read the whole file
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -73,10 +73,10 @@ def find_inputs(
 ) -> list[InputFile]:
     """Return the files that `names` stand for, in order, with their columns.
 
-    A name is a file, a folder of such files (taken in the order of their paths), or a BEIR folder,
-    also as `folder:split`, of which the corpus is meant. Columns that are not given are found by
-    the usual names. Raises `FileNotFoundError` for what is not there and `ValueError` for a file of
-    another kind, a folder without files, and columns that are not found.
+    A name is a file, a folder (whose JSONL, CSV and Parquet files are taken in the order of their
+    paths), or a BEIR folder, also as `folder:split`, of which the corpus is meant. Columns that are
+    not given are found by the usual names. Raises `FileNotFoundError` for what is not there and
+    `ValueError` for a file of another kind, a folder without files, and columns that are not found.
     """
     found: list[InputFile] = []
     for name in names:
@@ -94,7 +94,7 @@ def find_inputs(
             )
             found.append(beir)
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if _visible(p, path) and _suffix(p))
+            inside = sorted(p for p in path.rglob("*") if _visible(p, path) and _is_table(p))
             if not inside:
                 raise ValueError(f"{path} holds no .jsonl, .csv, .tsv or .parquet file")
             found += [_opened(file, id_column, tuple(text_columns)) for file in inside]
@@ -118,6 +118,11 @@ def _suffix(path: Path) -> Kind | None:
         kind = _KINDS.get(Path(path.stem).suffix.lower())
         return None if kind == "parquet" else kind
     return _KINDS.get(suffix)
+
+
+def _is_table(path: Path) -> bool:
+    """Tell whether a file of a folder is meant: other .json is settings more often than texts."""
+    return _suffix(path) not in (None, "dataset")
 
 
 def _visible(path: Path, folder: Path) -> bool:
@@ -284,7 +289,7 @@ class _Lines:
 
 def _csv_header(path: Path, delimiter: str) -> tuple[list[str], int, int]:
     """Return the column names, and offset and line number of what follows."""
-    with _opened_bytes(path) as stream:
+    with reading_csv(path), _opened_bytes(path) as stream:
         lines = _Lines(stream)
         header = next(csv.reader(lines, delimiter=delimiter), [])
         return header, lines.offset, lines.line
@@ -295,10 +300,7 @@ def _csv(file: InputFile, offset: int, line: int) -> Iterator[Record]:
     columns = [header.index(name) for name in (file.id_column, *file.text_columns)]
     if offset == 0:
         offset, line = after_offset, after_line
-    csv.field_size_limit(
-        _LONGEST_FIELD
-    )  # of the process: the module knows no other; 131,072 is few
-    with _opened_bytes(file.path) as stream:
+    with reading_csv(file.path), _opened_bytes(file.path) as stream:
         stream.seek(offset)
         lines = _Lines(stream, offset, line)
         reader = csv.reader(lines, delimiter=file.delimiter, strict=True)
