@@ -1,4 +1,4 @@
-"""The command line: `nexus demo | embed | finetune | export | nudge | evaluate | report`.
+"""The command line: `nexus --help` lists its commands.
 
 Exit status: 0 when done, 1 for an error that the message explains, 2 for a command that was typed
 wrongly. Results go to standard output, everything else to standard error.
@@ -67,7 +67,7 @@ class Reporter:
     def tell(self, line: str) -> None:
         """Tell the user about a step; programs that asked for JSON are spared."""
         if not self.as_json:
-            _errors.print(f"[dim]{line}[/dim]", soft_wrap=True)
+            _errors.print(line, style="dim", markup=False, soft_wrap=True)
 
     def result(self, content: Mapping[str, Any], *shown: Table | str) -> None:
         """Print the result, as JSON or as people read it."""
@@ -76,7 +76,8 @@ class Reporter:
         else:
             console = Console(highlight=False)
             for part in shown:
-                console.print(part, soft_wrap=not isinstance(part, Table))
+                # A path may hold what markup would swallow.
+                console.print(part, markup=False, soft_wrap=not isinstance(part, Table))
 
 
 @contextmanager
@@ -316,6 +317,7 @@ def finetune(
         from nexus_integrations.training.recipe import FinetuneConfig
         from nexus_integrations.training.recipe import finetune as run
 
+        _check_free(output)
         config = FinetuneConfig(side=side, dendrites=dendrites, refit=refit, seed=seed)
         data = {"train": _dataset(train)}
         if dev is not None:
@@ -400,7 +402,7 @@ def export(
         Reporter(as_json).result(
             content,
             f"{encoder.backbone.precision}, {encoder.dimension} dimensions, {size / 1e6:.0f} MB in "
-            f'{output}. It runs where pip install "nexus-integrations\\[runtime]" was.',
+            f'{output}. It runs where pip install "nexus-integrations[runtime]" was.',
         )
 
 
@@ -626,6 +628,7 @@ def train_sts(
         from nexus_integrations.training import sts
         from nexus_integrations.training.presets import PRESETS
 
+        _check_free(output)
         if preset not in PRESETS:
             raise ValueError(f"no preset is called {preset!r}: choose from {', '.join(PRESETS)}")
         config = PRESETS[preset]
@@ -700,6 +703,14 @@ def sweep_sts(
             for name, dev, test in summary.gains(done)
         ]
         reporter.result({"rows": done}, table, *gains)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise before the training what saving to this folder would raise after it."""
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file: name a folder to save the encoder to")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "nexus.json").is_file():
+        raise FileExistsError(f"{folder} holds something other than a saved encoder")
 
 
 def _dataset(name: str) -> "RetrievalDataset":

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from nexus_integrations.cli import app
+from nexus_integrations.cli import Reporter, app
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
 
-COMMANDS = ["demo", "embed", "finetune", "nudge", "evaluate", "report"]
+COMMANDS = [*typer.main.get_command(app).commands]
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -39,7 +40,7 @@ def files(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_command(command: str) -> None:
     """--help ends with status 0 and shows usage and options."""
-    status, output, _ = run(command, "--help")
+    status, output, _ = run(*(("sweep", "sts") if command == "sweep" else (command,)), "--help")
     assert status == 0
     assert "Usage" in output
     assert "--json" in output
@@ -170,7 +171,7 @@ def test_demo_writes_what_it_says(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("embed", "missing.json", "out.parquet"), "missing.json"),
-        (("evaluate", "missing.parquet", "missing.json"), "missing.parquet"),
+        (("evaluate", "missing.parquet", "missing.json"), "there is no file missing.parquet"),
         (("nudge", "missing.parquet", "--undo"), "missing.parquet"),
     ],
 )
@@ -184,6 +185,27 @@ def test_errors_are_one_line_with_status_1(
     assert output == ""
     assert message in error.replace("\n", "")
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("command", ["finetune", "train-sts"])
+def test_a_folder_in_use_is_refused_before_training(command: str, tmp_path: Path) -> None:
+    """Nothing is read, embedded or trained for an encoder that could not be saved."""
+    (tmp_path / "notes.txt").write_text("mine")
+    status, _, error = run(command, tmp_path / "no data", tmp_path)
+    assert status == 1
+    assert "holds something other than a saved encoder" in error.replace("\n", " ")
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert "is a file" in run(command, tmp_path / "no data", tmp_path / "notes.txt")[2]
+
+
+def test_brackets_in_a_path_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are no markup, which would vanish or be an error."""
+    reporter = Reporter(as_json=False)
+    reporter.tell("Writing to /data/[old]/[/x]")
+    reporter.result({}, "Saved to /data/[old]/[/x].")
+    told = capsys.readouterr()
+    assert told.err == "Writing to /data/[old]/[/x]\n"
+    assert told.out == "Saved to /data/[old]/[/x].\n"
 
 
 def test_a_file_that_is_no_dataset(tmp_path: Path) -> None:
