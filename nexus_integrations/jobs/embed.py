@@ -5,21 +5,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.extras import extra
-from nexus_integrations.jobs.files import Part, read_part, write_npy, write_parquet, write_part
 from nexus_integrations.jobs.plan import Plan, differences, identity_of, make_plan
 from nexus_integrations.jobs.rows import find_inputs
+from nexus_integrations.jobs.shards import PLAN, Done, Job, fingerprint_of
 from nexus_integrations.progress import progress_bar
 
 Engine = Literal["local", "ray"]
 
-_PLAN = "job.json"
 _LOCK = ".lock"
 
 
@@ -80,14 +79,6 @@ class JobReport:
     rejects: Path | None
 
 
-class Done(NamedTuple):
-    """A shard that was embedded and written."""
-
-    number: int
-    rows: int
-    truncated: int
-
-
 def embed_corpus(
     inputs: Sequence[str | Path],
     output: str | Path,
@@ -137,7 +128,7 @@ def embed_corpus(
         if plan is None:
             _sweep(folder)
             plan = make_plan(files, identity, scratch=folder / ".ids", rejects=rejects)
-            plan.write(folder / _PLAN)
+            plan.write(folder / PLAN)
         job = Job(folder, plan)
         finished = [done for number in range(len(plan.shards)) if (done := job.finished(number))]
         there = {done.number for done in finished}
@@ -162,66 +153,6 @@ def embed_corpus(
         ids=ids,
         rejects=rejects if plan.rejected else None,
     )
-
-
-class Job(NamedTuple):
-    """A plan and the folder of its shards."""
-
-    folder: Path
-    plan: Plan
-
-    @classmethod
-    def open(cls, folder: Path) -> "Job":
-        """Open the job that is kept in a folder, as a worker does."""
-        return cls(folder, Plan.load(folder / _PLAN))
-
-    def finished(self, number: int) -> Done | None:
-        """Return what was done about a shard; None when it is not there whole."""
-        part = read_part(self._path(number), self.plan.signature)
-        if part is None or len(part.ids) != self.plan.shards[number].rows:
-            return None
-        return Done(number, len(part.ids), part.truncated)
-
-    def embed(self, number: int, encoder: DendriticEncoder) -> Done:
-        """Read, embed and write a shard; doing it twice equals doing it once."""
-        ids, texts = self.plan.read(number)
-        before = encoder.truncated
-        encode = (
-            encoder.encode_queries
-            if self.plan.identity["role"] == "query"
-            else encoder.encode_documents
-        )
-        vectors = encode(texts)
-        part = Part(ids, vectors, encoder.truncated - before)
-        write_part(self._path(number), part, self.plan.signature)
-        return Done(number, len(ids), part.truncated)
-
-    def join(self, output: Path, dimension: int) -> Path | None:
-        """Write the vectors of all shards to `output`; return the file of ids, where it is one."""
-        if output.suffix == ".npy":
-            return write_npy(output, self._parts(), (self.plan.rows, dimension), self.folder)
-        identity = self.plan.identity
-        about = {"role": identity["role"], "fingerprint": identity["fingerprint"]}
-        write_parquet(output, self._parts(), about, self.folder)
-        return None
-
-    def _parts(self) -> Iterator[Part]:
-        for number in range(len(self.plan.shards)):
-            part = read_part(self._path(number), self.plan.signature)
-            if part is None:
-                raise RuntimeError(
-                    f"{self._path(number)} was lost or damaged after it was written: run the job "
-                    "again, which embeds this shard anew"
-                )
-            yield part
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.parquet"
-
-
-def fingerprint_of(encoder: DendriticEncoder, role: Role) -> str:
-    """Return the SHA-256 of all that vectors of this role depend on beside their text."""
-    return encoder.document_fingerprint if role == "document" else encoder.fingerprint
 
 
 def _embedded(
@@ -263,9 +194,9 @@ def _parts_folder(output: Path) -> Iterator[Path]:
 
 def _resumable(folder: Path, identity: dict[str, object]) -> Plan | None:
     """Return the plan of the job that the folder holds, None when it holds none."""
-    if not (folder / _PLAN).is_file():
+    if not (folder / PLAN).is_file():
         return None
-    plan = Plan.load(folder / _PLAN)
+    plan = Plan.load(folder / PLAN)
     changed = differences(plan.identity, identity)
     if changed:
         raise ValueError(
@@ -277,6 +208,6 @@ def _resumable(folder: Path, identity: dict[str, object]) -> Plan | None:
 
 def _sweep(folder: Path) -> None:
     """Remove plan, shards and drafts: the plan first, without which shards mean nothing."""
-    for path in (folder / _PLAN, *folder.iterdir()):
+    for path in (folder / PLAN, *folder.iterdir()):
         if path.name != _LOCK:
             path.unlink(missing_ok=True)

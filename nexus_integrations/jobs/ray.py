@@ -14,7 +14,7 @@ from typing import Any
 
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.extras import extra
-from nexus_integrations.jobs.embed import Done, Job, fingerprint_of
+from nexus_integrations.jobs.shards import Done, Job, fingerprint_of
 
 
 def embed_on_ray(
