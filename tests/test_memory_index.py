@@ -1,5 +1,7 @@
 """The reference index against numpy and by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -173,3 +175,12 @@ def test_a_file_is_opened_by_either_name(tmp_path):
     assert MemoryIndex.load(path).vectors(["a"]).tolist() == [[4, 0]]
     with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.parquet"):
         FileIndex(tmp_path / "missing.parquet")
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    """Files of vectors need it; the message is the line that installs it."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    index = MemoryIndex(["a"], np.ones((1, 2), dtype=np.float32))
+    for call in (index.save, MemoryIndex.load, FileIndex):
+        with pytest.raises(ImportError, match=r'pip install "nexus-integrations\[jobs\]"'):
+            call(tmp_path / "vectors.parquet")

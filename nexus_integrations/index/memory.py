@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nexus_integrations.draft import written_whole
+from nexus_integrations.extras import extra
 from nexus_integrations.types import Floats, Hits, Integers, Metric
 
 # Scores of one block of documents: 2**22 float32 are 16 MiB, small beside any corpus.
@@ -122,10 +123,12 @@ class MemoryIndex:
     def save(self, path: str | Path) -> None:
         """Write ids and vectors as a Parquet file with the columns `id` and `vector`.
 
-        The file appears whole or not at all, and survives a power cut once this returns.
+        The file appears whole or not at all, and survives a power cut once this returns. Raises
+        `ImportError` without pyarrow.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        with extra("jobs"):
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
         values = pa.array(self._vectors.ravel())
         columns = {
@@ -143,8 +146,9 @@ class MemoryIndex:
         Raises `FileNotFoundError` where there is none and `ValueError` when it is another's or
         damaged.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        with extra("jobs"):
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
         try:
             table = pq.read_table(path)
