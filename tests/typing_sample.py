@@ -19,11 +19,13 @@ from nexus_integrations import (
     FinetuneResult,
     NudgeConfig,
     NudgeReport,
+    Report,
     RetrievalDataset,
     VectorIndex,
     compare,
     evaluate,
     finetune,
+    learning_curve,
     nudge_index,
 )
 from nexus_integrations.index import MemoryIndex
@@ -44,12 +46,18 @@ def core(folder: Path) -> Comparison:
     assert_type(before, Evaluation)
     result = finetune(encoder, train, dev, FinetuneConfig(side="query", dendrites=0), index=index)
     assert_type(result, FinetuneResult)
+    result.save(folder / "tuned")
     report = nudge_index(
         index, result.encoder, train, dev, NudgeConfig(variant="n"), state_dir=folder / "state"
     )
     assert_type(report, NudgeReport)
     assert_type(report.undo(index), int)
-    return compare(before, evaluate(index, result.encoder, test))
+    stages = {"before": before, "after": evaluate(index, result.encoder, test)}
+    curve = learning_curve(encoder, train, test, dev, sizes=[25, 50])
+    assert_type(curve, dict[int, Comparison])
+    page = Report.of(stages, finetuned=result, nudged=report, index=index, learning_curve=curve)
+    page.save(folder / "report.html", include_text=False)
+    return compare(stages["before"], stages["after"])
 
 
 def llama_index(dataset: RetrievalDataset, nodes: list[TextNode]) -> list[float]:
