@@ -27,7 +27,13 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+        NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            resources=resources,
+            coalesce_streams=True,  # how many parts a kernel prints in is chance
+        ).execute()
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
