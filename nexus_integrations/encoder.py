@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -257,11 +256,10 @@ class DendriticEncoder:
                 "sha256": {path.relative_to(draft).as_posix(): sha256_of(path) for path in files},
             }
             (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in (
-                draft,
-                *draft.rglob("*"),
-            ):  # temporary folders, and some writers, are private
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+            # Temporary folders, and some writers, are private; the manifest is as new files are.
+            mode = (draft / _MANIFEST).stat().st_mode & 0o777
+            for path in (draft, *draft.rglob("*")):
+                path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
             if target.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
                 target.rename(old / "old")
@@ -371,9 +369,3 @@ def _verified_manifest(folder: Path) -> dict[str, Any]:
     if not heads <= set(hashes):
         raise ValueError(f"{folder / _MANIFEST} names heads that it has no hash of")
     return manifest  # type: ignore[no-any-return]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

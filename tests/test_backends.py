@@ -249,10 +249,18 @@ def test_what_was_fastest_stays_so(source):
     """Vectors of two precisions do not mix: a second measurement must not change the answer."""
     slow, fast = Way("float32", 0.01, 0), Way("int8", 0, 0)
     ways = {"float32": lambda: slow, "int8": lambda: fast}
-    assert fastest_of_model(source, ways) is fast
+    assert fastest_of_model(source, "cpu", ways) is fast
     fast.seconds = 0.02
-    assert fastest_of_model(source, ways) is fast
-    assert fastest_of_model(source, {"float32": lambda: slow}) is slow
+    assert fastest_of_model(source, "cpu", ways) is fast
+    assert fastest_of_model(source, "cpu", {"float32": lambda: slow}) is slow
+    assert fastest_of_model(source, "cuda:0", ways) is slow  # measured anew: another device
+
+
+def test_auto_without_a_cache_is_refused(source, tmp_path):
+    """Where the answer cannot be kept the next process may find another one."""
+    (tmp_path / "cache").write_text("a file, where the cache should be")
+    with pytest.raises(ValueError, match=r"cannot be written .*: name a precision"):
+        fastest_of_model(source, "cpu", {"float32": lambda: Way("float32", 0, 0)})
 
 
 def test_ways_that_are_not_here_are_left_out(source):
@@ -263,9 +271,9 @@ def test_ways_that_are_not_here_are_left_out(source):
 
     exact = Way("float32", 0, 0)
     ways = {"float32": lambda: exact, "bfloat16": missing}
-    assert fastest_of_model(source, ways) is exact
+    assert fastest_of_model(source, "cpu", ways) is exact
     with pytest.raises(ImportError, match="torch is missing"):
-        fastest_of_model(source, {"float32": missing, "int8": lambda: exact})
+        fastest_of_model(source, "cpu", {"float32": missing, "int8": lambda: exact})
 
 
 def test_digests_follow_files_and_precision(source):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -166,3 +167,14 @@ def test_a_step_is_the_largest_weight_of_its_column_over_127():
     """Per output: the columns do not share a step."""
     weight = np.array([[1.27, -0.1], [-0.5, 2.54]], dtype=np.float32)
     assert _steps(weight) == pytest.approx([0.01, 0.02])
+
+
+def test_threads_are_restored_whoever_runs_at_the_same_time(tiny_model):
+    """Two encoders that set the process's number, used from four threads at once."""
+    import torch
+
+    encoders = [DendriticEncoder.load(tiny_model, backend="torch", num_threads=n) for n in (1, 3)]
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(lambda n: encoders[n % 2].encode_queries([f"text {n}"]), range(200)))
+    assert torch.get_num_threads() == before

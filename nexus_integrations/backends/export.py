@@ -65,10 +65,21 @@ def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
                 _write(vectors, folder)
             return _compare(vectors, folder, vocabulary)
         except Exception as error:  # the exporter fails in many ways, deep in three libraries
+            if _is_the_machines(error):
+                raise
             failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     raise ValueError(
         'this model cannot be exported to ONNX, use backend="torch": ' + "; ".join(failures)
     )
+
+
+def _is_the_machines(error: BaseException | None) -> bool:
+    """Tell a full disk or memory from a model that cannot be exported."""
+    while error is not None:
+        if isinstance(error, (OSError, MemoryError)) or "llocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _write(vectors: UnitVectors, folder: Path) -> None:

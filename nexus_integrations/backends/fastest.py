@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from time import perf_counter
 
 from nexus_integrations.backends import Backbone
 from nexus_integrations.backends.folder import RECIPE, cache_folder, source_digest
+from nexus_integrations.draft import written_whole
 from nexus_integrations.types import Floats
 
 NEGLIGIBLE = 0.998
@@ -54,16 +54,26 @@ def fastest(ways: Sequence[Backbone]) -> Backbone:
     return ways[min(seconds, key=lambda number: seconds[number])]
 
 
-def fastest_of_model(folder: Path, ways: Mapping[str, Callable[[], Backbone]]) -> Backbone:
+def fastest_of_model(
+    folder: Path, device: str, ways: Mapping[str, Callable[[], Backbone]]
+) -> Backbone:
     """Return the fastest way of running a model's folder; `ways` are by precision, float32 first.
 
     A way that this machine or installation does not have is left out. What was found is kept beside
     the cached graphs, for this processor: vectors of two precisions do not mix, so the answer must
-    not follow the noise of a second measurement.
+    not follow the noise of a second measurement. Raises `ValueError` where it cannot be kept.
     """
-    place = cache_folder() / f"{source_digest(folder)[:40]}-auto-{_machine(ways)}-{RECIPE}.json"
+    place = cache_folder() / f"{source_digest(folder)[:40]}-auto-{_key(device, ways)}-{RECIPE}.json"
     with suppress(OSError, ValueError, KeyError):
         return ways[json.loads(place.read_text(encoding="utf-8"))["precision"]]()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (place.parent / ".lock").touch()
+    except OSError as error:
+        raise ValueError(
+            f'precision="auto" keeps what it measured, so that it does not change, and {place} '
+            f"cannot be written ({error.strerror}): name a precision, or set XDG_CACHE_HOME"
+        ) from None
     there = []
     for name, way in ways.items():
         try:
@@ -72,16 +82,13 @@ def fastest_of_model(folder: Path, ways: Mapping[str, Callable[[], Backbone]]) -
             if name == "float32":
                 raise
     chosen = fastest(there)
-    with suppress(OSError):  # a cache that cannot be written is done without
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = place.with_name(f".{place.name}-{os.getpid()}")
+    with written_whole(place) as draft:
         draft.write_text(json.dumps({"precision": chosen.precision}) + "\n", encoding="utf-8")
-        draft.replace(place)
     return chosen
 
 
-def _machine(ways: Mapping[str, Callable[[], Backbone]]) -> str:
-    names = [platform.machine(), platform.processor(), *ways]
+def _key(device: str, ways: Mapping[str, Callable[[], Backbone]]) -> str:
+    names = [platform.machine(), platform.processor(), device, *ways]
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names += [line for line in lines if line.startswith(("model", "flags", "Features"))][:4]

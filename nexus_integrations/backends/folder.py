@@ -81,7 +81,8 @@ def read_runtime(folder: Path) -> RuntimeModel:
                 "update it, or export the model again"
             )
         hashes = dict(manifest["sha256"])
-        missing = {GRAPH, TOKENIZER} - set(hashes)
+        needed = {GRAPH, TOKENIZER} | ({PROBE} if manifest["precision"] == "int8" else set())
+        missing = needed - set(hashes)
         for name, expected in hashes.items():
             if not (folder / name).is_file():
                 missing.add(name)
@@ -135,6 +136,8 @@ def cached_runtime(
     try:
         if (model := _readable(place)) is not None:  # another process made it meanwhile
             return place, model, False
+        for left in place.parent.glob(f".{name}-*"):  # by an export that was killed
+            shutil.rmtree(left, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
         try:
             try:

@@ -57,7 +57,7 @@ def load(
         precisions = ("float32", "bfloat16", "int8")
     if precision != "auto":
         return run(precision or "float32")
-    return fastest_of_model(folder, {name: partial(run, name) for name in precisions})
+    return fastest_of_model(folder, device, {name: partial(run, name) for name in precisions})
 
 
 def _runtime(

@@ -8,7 +8,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> int:
-    """Return the cores that this process may use: its affinity, a container's quota, no siblings.
+    """Return the cores that this process may use: by affinity, quota and OMP_NUM_THREADS.
 
     Two hardware threads of one core share its multipliers: a second one makes products no faster.
     """
@@ -16,6 +16,9 @@ def cores() -> int:
     count = count or 1
     if _read(_SMT) == "1" and count == os.cpu_count():
         count //= 2
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit():  # as PyTorch reads it; Ray sets it for its workers
+        count = min(count, int(wanted))
     quota, _, period = _read(_QUOTA).partition(" ")
     if quota.isdigit() and period.isdigit():
         count = min(count, -(-int(quota) // int(period)))

@@ -38,6 +38,7 @@ _BATCH_TEXTS = 64
 
 _loaded: "WeakValueDictionary[_Key, TorchBackbone]" = WeakValueDictionary()
 _loading = threading.Lock()
+_setting_threads = threading.Lock()
 _backbones: "WeakSet[TorchBackbone]" = WeakSet()
 _ran = False  # a model, here or in the process that this one was forked from
 _one_thread = False
@@ -280,22 +281,16 @@ class TorchBackbone:
         """Run the model alone, in its precision, on its threads; restore the process's number."""
         global _ran
         _ran = True
-        threads = torch.get_num_threads()
-        own = threads if self.num_threads is None or _one_thread else self.num_threads
+        own = None if _one_thread else self.num_threads
         with (
             self._lock,
+            _threads(own),
             torch.inference_mode(),
             torch.autocast(
                 self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
             ),
         ):
-            if own != threads:
-                torch.set_num_threads(own)
-            try:
-                yield
-            finally:
-                if own != threads:
-                    torch.set_num_threads(threads)
+            yield
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TorchBackbone":
         return self
@@ -306,6 +301,21 @@ class TorchBackbone:
                 "a backbone in memory cannot be pickled: save it, and load it in the other process"
             )
         return _unpickled, (self.folder, self.device, self.precision, self.num_threads)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Set the process's number of threads and restore it: one after another, or it would stay."""
+    if number is None:
+        yield
+        return
+    with _setting_threads:
+        before = torch.get_num_threads()
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _unpickled(
@@ -378,8 +388,9 @@ def _probes(max_length: int) -> list[str]:
 
 def _begin_process() -> None:
     """Go on in a fork, without locks that another thread held and threads that are not copied."""
-    global _loading, _one_thread
+    global _loading, _setting_threads, _one_thread
     _loading = threading.Lock()
+    _setting_threads = threading.Lock()
     for backbone in tuple(_backbones):
         backbone._lock = threading.Lock()
     if _ran:  # OpenMP would wait for its old threads for ever
