@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait make a busy machine many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-milvus test-matrix test-install check docs build browser clean
+.PHONY: demo test test-milvus test-matrix test-install bench-peers check docs build browser clean
 
 demo: .venv/installed-demo
 	$(BIN)/nexus demo --output nexus-demo
@@ -59,6 +59,14 @@ browser:
 .venv/installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# The classes that benchmarks/embedding.py measures against, in an environment of their own.
+bench-peers: .venv/installed-peers
+
+.venv/installed-peers: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 # What embeds without PyTorch; the tests marked `runtime` run there.

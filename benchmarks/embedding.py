@@ -43,6 +43,7 @@ RUNTIME = ("DendriticEncoder", "NexusEmbeddings", "NexusEmbedding", "NexusEmbedd
 BATCH_SIZES = (8, 16, 32, 64, 128)  # of plain sentence-transformers, of which it gets the best
 AT_ONCE = 32
 LENGTHS = (5, 256)  # of the mixed texts, in word pieces
+_CHARACTERS = 300  # of a passage while memory is watched: a third, so that it takes minutes
 
 
 class Process:
@@ -331,7 +332,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         with source.open("w", encoding="utf-8") as file:
             for number in range(options.passages):
                 # All different, or they would be embedded once.
-                text = f"{number}. {passages[number % len(passages)]}"
+                text = f"{number}. {passages[number % len(passages)][:_CHARACTERS]}"
                 file.write(json.dumps({"_id": str(number), "text": text}) + "\n")
         command = [sys.executable, "-m", "nexus_integrations", "embed", str(source)]
         command += [str(folder / "vectors.npy"), "--model", options.folder, "--precision", "int8"]
@@ -344,7 +345,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             status = Path(f"/proc/{process.pid}/status")
             lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
             if "RssAnon" in lines:
-                shards = len(list(parts.glob("*.npy"))) if parts.is_dir() else 0
+                shards = len(list(parts.glob("*.parquet"))) if parts.is_dir() else 0
                 resident.append((shards, int(lines["RssAnon"].split()[0]) / 1024))
         seconds = perf_counter() - begun
         if process.returncode:
@@ -447,7 +448,8 @@ def page(content: dict[str, Any]) -> str:
         parts.append(_versions(found))
     if found := content.get("memory"):
         parts.append(
-            f"## Memory\n\n`nexus embed` over {found['passages']:,} passages, int8, in "
+            f"## Memory\n\n`nexus embed` over {found['passages']:,} texts, the beginnings of "
+            f"passages ({_CHARACTERS} characters), int8, in "
             f"{found['seconds']:,} s: {found['MB in the third shard']} MB while the third shard "
             f"was embedded, {found['MB at most from there']} MB at most until the end (anonymous "
             "memory: without the files that are mapped).\n"
