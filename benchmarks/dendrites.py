@@ -57,7 +57,8 @@ and the length of a cycle, {cycle} epochs; "as long" is one cycle of {long}. The
 *B* gelu(*A v*) with {hidden} hidden units, as many parameters as a head with three dendrites. Each
 kind is held against the linear head. A run with one or two dendrites is the beginning of the run
 with three; where that kept no more, its row is taken (with the seconds until then), but for seed 0,
-whose runs were all done. "Over seeds" is the mean difference of runs of the same seed
+whose runs were all done. A run whose first dendrite failed in both of its tries is that of any
+number. "Over seeds" is the mean difference of runs of the same seed
 with its 95 % interval (Student's t), "over questions" the difference of each question's mean over
 seeds with its bootstrap interval.
 """
@@ -166,7 +167,11 @@ def _similarity(
         for row in read_rows(file):
             if row["run"] == key:
                 return row
-    if kind.startswith("MLP"):
+    known = _known_from(encoder, pairs, kind, seed, path)
+    if known is not None:
+        taken = {"beginning_of": known["run"], "run": key, "name": name, "config": asdict(config)}
+        row = {**known, **taken}
+    elif kind.startswith("MLP"):
         objective = package._similarity(encoder, pairs.train, pairs.dev, config)
         fitted = fit_mlp(objective, replace(config, side="both"), _HIDDEN)
         row = {
@@ -191,6 +196,24 @@ def _similarity(
     append_row(path, row)
     print(_STS, name, seed, row["dev"], row["test"], row["seconds"], flush=True)
     return row
+
+
+def _known_from(
+    encoder: DendriticEncoder, pairs: STSBenchmark, kind: str, seed: int, path: Path
+) -> Row | None:
+    """Return the row of another number of dendrites that this run would only repeat.
+
+    A run whose first dendrite failed in both tries adds no second; a run with two is the beginning
+    of the one with three, where that kept no more.
+    """
+    if kind in ("2 dendrites", "3 dendrites"):
+        one = _similarity(encoder, pairs, "1 dendrite", seed, path)
+        if not one["dendrites"] and one["epochs"] == 3 * PRESETS["frozen"].epochs:
+            return one
+    if kind == "2 dendrites":
+        three = _similarity(encoder, pairs, "3 dendrites", seed, path)
+        return three if three["dendrites"] <= 2 else None
+    return None
 
 
 def page(rows: Sequence[Row], files: Sequence[str]) -> str:
