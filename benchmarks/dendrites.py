@@ -58,9 +58,9 @@ and the length of a cycle, {cycle} epochs; "as long" is one cycle of {long}. The
 kind is held against the linear head. A run with one or two dendrites is the beginning of the run
 with three; where that kept no more, its row is taken (with the seconds until then), but for seed 0,
 whose runs were all done. A run whose first dendrite failed in both of its tries is that of any
-number. "Over seeds" is the mean difference of runs of the same seed
-with its 95 % interval (Student's t), "over questions" the difference of each question's mean over
-seeds with its bootstrap interval.
+number. "Over seeds" is the mean difference of runs of the same seed with its 95 % interval
+(Student's t), "over questions" the difference of each question's mean over seeds with its bootstrap
+interval. Seconds are of runs beside which others hardly used the machine, where there are any.
 """
 
 
@@ -342,8 +342,49 @@ def _mean(group: Sequence[Row], key: str) -> float:
     return float(np.mean([row[key] for row in group]))
 
 
-def _conclusion(groups: dict[str, dict[str, list[Row]]], rows: Sequence[Row]) -> str:
-    return ""
+def _conclusion(groups: dict[str, dict[str, list[Row]]], similar: Sequence[Row]) -> str:
+    """Say what the rows show of three dendrites, per set, and which kind dev prefers."""
+    lines = ["## What it shows\n"]
+    for corpus, kinds in groups.items():
+        three = kinds.get("3 dendrites")
+        if three is None or len(kinds) == 1:
+            continue
+        for other in (LINEAR, "linear, as long", "MLP"):
+            if other not in kinds:
+                continue
+            told = []
+            for stage in (HEAD, NUDGED):
+                seeds = {row["seed"] for row in kinds[other]} & {row["seed"] for row in three}
+                over = runs.over_questions(three, stage, kinds[other], stage)
+                low, high = over[1]
+                verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+                told.append(f"{stage} {runs.signed(over)}, {verdict}")
+            lines.append(
+                f"- {corpus}: three dendrites against {other}, {len(seeds)} seeds: "
+                f"{'; '.join(told)}."
+            )
+        dev = {
+            kind: float(np.mean([row["dev_nudged"] for row in group]))
+            for kind, group in kinds.items()
+            if all(row.get("dev_nudged") is not None for row in group)
+        }
+        ranked = sorted(dev, key=lambda kind: -dev[kind])
+        lines.append(
+            f"- {corpus}: dev nDCG@10 after NUDGE-N (γ chosen on the same questions): "
+            + ", ".join(f"{kind} {dev[kind]:.4f}" for kind in ranked)
+            + "."
+        )
+    linear = {row["seed"]: row for row in similar if row.get("name") == "frozen-linear"}
+    for name in ("frozen", "frozen, 3 dendrites"):
+        pairs = [(r, linear[r["seed"]]) for r in similar if r.get("name") == name]
+        if pairs and linear:
+            dev, test = (Mean.of([a[part] - b[part] for a, b in pairs]) for part in ("dev", "test"))
+            count = "one dendrite" if name == "frozen" else "three dendrites"
+            lines.append(
+                f"- STS Benchmark: {count} against linear, {len(pairs)} seeds: dev {dev.signed}, "
+                f"test {test.signed}."
+            )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ OUTPUT.md is written from all of them.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from benchmarks.runs import HEAD, NUDGED, Bench
 from nexus_integrations import FinetuneConfig
 from nexus_integrations.training.sts import Row, read_rows
 from nexus_integrations.training.summary import markdown_table
+
+# Batch and rate of plain fine-tuning probes; not tuned here.
+_TRAINABLE = FinetuneConfig(
+    backbone="trainable",
+    side="both",
+    dendrites=0,
+    batch_size=32,
+    backbone_learning_rate=5e-5,
+)
 
 _PAGE = """# Retrieval: what heads and NUDGE give
 
@@ -51,6 +61,11 @@ def main() -> None:
         assert encoder is not None
         bench = Bench(Corpus.read(folder), encoder, path, options.alone)
         bench.base()
+        if options.trainable:
+            for seed in options.seeds:
+                config = replace(_TRAINABLE, epochs=options.trainable, seed=seed)
+                bench.finetuned(f"all weights, {config.epochs} epochs", config)
+            continue
         refits = (False, True) if options.refit else (False,)
         for side, dendrites, refit, seed in product(
             options.sides, options.dendrites, refits, options.seeds

@@ -148,9 +148,13 @@ class Bench:
         tuned = result.encoder
         heads = {id(head): head for head in (tuned.query_head, tuned.document_head) if head}
         weights = [array for head in heads.values() for array in head.arrays.values()]
-        judged = self.judged(
-            tuned, mapped(self.test_index, tuned), result.gamma if config.refit else None
-        )
+        begun = perf_counter()
+        if config.backbone == "frozen":
+            index = mapped(self.test_index, tuned)
+        else:
+            index = index_of(tuned, corpus.test)
+        embedding = perf_counter() - begun
+        judged = self.judged(tuned, index, result.gamma if config.refit else None)
         return {
             "dev": round(result.score, 5),
             "dev_before": round(result.baseline_score, 5),
@@ -163,6 +167,7 @@ class Bench:
                 for epoch in result.history
             ],
             "seconds": round(result.seconds, 2),
+            "embedding_seconds": round(embedding, 2),
             **judged,
         }
 
@@ -214,7 +219,13 @@ def over_seeds(rows: Sequence[Row], others: Sequence[Row], stage: str) -> Mean:
 def over_questions(
     rows: Sequence[Row], stage: str, others: Sequence[Row], other_stage: str
 ) -> tuple[float, tuple[float, float]]:
-    """Return the difference of each question's mean over seeds, and its bootstrap interval."""
+    """Return the difference of each question's mean over seeds, and its bootstrap interval.
+
+    Seeds count that both have; others without a seed stand for every one.
+    """
+    if all(row["seed"] is not None for row in others):
+        shared = {row["seed"] for row in rows} & {row["seed"] for row in others}
+        rows, others = ([r for r in part if r["seed"] in shared] for part in (rows, others))
     change = per_query(rows, stage) - per_query(others, other_stage)
     return float(change.mean()), mean_interval(change, 0.95, 0)
 
