@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=["query"], help="query both each")
     parser.add_argument("--dendrites", nargs="+", type=int, default=[0, 3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--trainable", type=int, metavar="EPOCHS", help="train the backbone as well, nothing else"
+    )
     parser.add_argument("--refit", action="store_true", help="also train on train and dev")
     parser.add_argument(
         "--alone", action="store_true", help="measure again where others were at work"
