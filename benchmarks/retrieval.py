@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks import runs
+from benchmarks.choose import combinations
 from benchmarks.corpora import Corpus, remembering_encoder
 from benchmarks.runs import HEAD, NUDGED, Bench
 from nexus_integrations import FinetuneConfig
@@ -48,6 +49,14 @@ def main() -> None:
     parser.add_argument("--dendrites", nargs="+", type=int, default=[0, 3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SETTING", "VALUE"),
+        help="another value than the default, as `benchmarks.choose` found it",
+    )
+    parser.add_argument(
         "--trainable", type=int, metavar="EPOCHS", help="train the backbone as well, nothing else"
     )
     parser.add_argument("--refit", action="store_true", help="also train on train and dev")
@@ -74,7 +83,12 @@ def main() -> None:
             options.sides, options.dendrites, refits, options.seeds
         ):
             config = FinetuneConfig(side=side, dendrites=dendrites, seed=seed, refit=refit)
-            bench.finetuned(name(config), config)
+            (others,) = combinations(options.set)
+            config = replace(
+                config, **{setting: getattr(others, setting) for setting, _ in options.set}
+            )
+            given = "".join(f", {setting} {value}" for setting, value in options.set)
+            bench.finetuned(name(config) + given, config)
     rows = read_rows(path)
     options.output.with_suffix(".md").write_text(page(rows, options.output.name), encoding="utf-8")
 
