@@ -60,7 +60,7 @@ with three; where that kept no more, its row is taken (with the seconds until th
 whose runs were all done. A run whose first dendrite failed in both of its tries is that of any
 number. "Over seeds" is the mean difference of runs of the same seed with its 95 % interval
 (Student's t), "over questions" the difference of each question's mean over seeds with its bootstrap
-interval. Seconds are of runs beside which others hardly used the machine, where there are any.
+interval. Seconds are of a run on one thread that waited for no other process, where there is one.
 """
 
 
@@ -71,9 +71,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["covidqa", "policyqa", _STS])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--alone", action="store_true", help="measure again where others were at work"
-    )
+    parser.add_argument("--alone", action="store_true", help="measure again what had to wait")
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/dendrites"))
     options = parser.parse_args()

@@ -42,7 +42,7 @@ def main() -> None:
     """Measure the curves and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="holds the folders of the sets")
-    parser.add_argument("--sets", nargs="+", default=["covidqa", "policyqa"])
+    parser.add_argument("--sets", nargs="*", default=["covidqa", "policyqa"])
     parser.add_argument("--own", nargs="*", default=["covidqa"], help="sets to make questions for")
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

@@ -37,7 +37,8 @@ one run, with its settings, its values per test question, and the machine. nDCG@
 all-MiniLM-L6-v2, mean over seeds with its 95 % interval (Student's t). The gain over the model as
 it is has an interval over questions (paired bootstrap of each question's mean over seeds). Heads
 were fitted on train, epoch and γ chosen on dev; "refit" heads were trained once more on train and
-dev. Seconds are training and nudging of one seed that had both cores for itself, embedding apart.
+dev. Seconds are training and nudging of a seed on one thread, where it had to wait for no other
+process; embedding comes on top.
 """
 
 
@@ -60,9 +61,7 @@ def main() -> None:
         "--trainable", type=int, metavar="EPOCHS", help="train the backbone as well, nothing else"
     )
     parser.add_argument("--refit", action="store_true", help="also train on train and dev")
-    parser.add_argument(
-        "--alone", action="store_true", help="measure again where others were at work"
-    )
+    parser.add_argument("--alone", action="store_true", help="measure again what had to wait")
     parser.add_argument("--model", help="folder or hub name; by default all-MiniLM-L6-v2")
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/retrieval"))

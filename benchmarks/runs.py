@@ -36,8 +36,8 @@ from nexus_integrations.training.summary import Mean
 HEAD, NUDGED = "head", "head + NUDGE-N"
 # Values of single questions are kept as whole numbers of this size.
 _STEP = 1e-4
-# Seconds count where other processes used less than this share of a core.
-_ALONE = 0.15
+# Seconds count where the run had this share of its threads' time: it waited for nobody.
+_ALONE = 0.85
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Bench:
     encoder: DendriticEncoder
     path: Path
     alone: bool = False
-    """Whether a run counts only where others hardly used the machine, so that seconds do."""
+    """Whether a run counts only where it waited for no other process, so that seconds do."""
     others: Sequence[Path] = ()
     """Records of other benchmarks, whose runs are not done again."""
     questions: bool = True
@@ -80,15 +80,15 @@ class Bench:
                     return row
         before = _used()
         measured = measure()
-        wall, everybody, own = np.subtract(_used(), before)
-        others = max(0.0, (everybody - own) / wall)
+        wall, own = np.subtract(_used(), before)
+        share = float(own / wall / torch.get_num_threads())
         row = {
             "run": run,
             "set": corpus.name,
             "recipe": recipe,
             "seed": settings.get("seed"),
-            "alone": bool(others < _ALONE),
-            "others": round(float(others), 2),
+            "alone": share > _ALONE,
+            "share": round(share, 2),
             **measured,
             "settings": settings,
             "model": key["model"],
@@ -172,14 +172,12 @@ class Bench:
         }
 
 
-def _used() -> tuple[float, float, float]:
-    """Return the time, and the processor seconds used so far by all processes and by this one.
+def _used() -> tuple[float, float]:
+    """Return the time, and the processor seconds that this process has used.
 
     A child's count when it has ended.
     """
-    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
-    busy = sum(ticks) - ticks[3] - ticks[4]  # idle, and waiting for a disk
-    return perf_counter(), busy / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+    return perf_counter(), sum(os.times()[:4])
 
 
 def _figures(stages: dict[str, Evaluation]) -> Row:
