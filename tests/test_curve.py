@@ -85,3 +85,11 @@ def test_too_few_questions_and_heads_are_refused(clinic, clinic_encoder, clinic_
     tuned = finetune(clinic_encoder, train, dev, LINEAR, index=clinic_index).encoder
     with pytest.raises(ValueError, match="has heads already"):
         learning_curve(tuned, train, test, sizes=[20], index=clinic_index)
+
+
+def test_a_trained_backbone_is_refused(clinic, clinic_encoder):
+    """Its passages would have to be embedded anew for every point."""
+    train, _, test = clinic
+    config = FinetuneConfig(backbone="trainable", side="both")
+    with pytest.raises(ValueError, match='leave backbone at "frozen"'):
+        learning_curve(clinic_encoder, train, test, config=config)

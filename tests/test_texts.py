@@ -142,6 +142,14 @@ def test_the_dev_score_by_hand():
     assert objective.score(heads) == 1.0  # embedded anew
 
 
+def test_a_score_is_of_the_tower_as_it_is():
+    """Passage 1, turned to dev's question, ranks first; as it was stored it ranks second: .63."""
+    objective = make_objective()
+    with torch.no_grad():
+        objective.tower.table[3] = VECTORS[1]
+    assert objective.score(Heads(2, "both")) == pytest.approx(1)
+
+
 def test_dev_questions_join_the_training_ones():
     """Their answers follow, with numbers behind those of the training questions."""
     joined = make_objective().with_dev_in_train()

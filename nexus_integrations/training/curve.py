@@ -40,12 +40,18 @@ def learning_curve(
     is counted with them. With `index`, which the encoder filled and no nudge has moved, no passage
     is embedded again; it is read whole and not changed.
 
-    Raises `ValueError` for a size below 2, for an encoder that has heads, and as `finetune` does.
+    Raises `ValueError` for a size below 2, for an encoder that has heads, for a trainable backbone,
+    and as `finetune` does.
     """
     config = config or FinetuneConfig()
     wanted = sorted({min(size, len(train)) for size in sizes})
     if not wanted or wanted[0] < 2:
         raise ValueError(f"a training set has at least 2 questions, got the sizes {list(sizes)}")
+    if config.backbone == "trainable":
+        raise ValueError(
+            "a learning curve is of heads on stored vectors: a trained backbone would have to "
+            'embed all passages anew for each point; leave backbone at "frozen"'
+        )
     if encoder.query_head is not None or encoder.document_head is not None:
         raise ValueError("the encoder has heads already: begin with the one without")
     plain = _copy(encoder, train, index)

@@ -235,7 +235,9 @@ def _read_objective(job: dict[str, Any]) -> Objective:
 
     tower = Tower.load(Path("backbone"))
     if job["kind"] == TextRetrievalObjective.kind:
-        return TextRetrievalObjective(tower=tower, **parts)
+        questions = TextRetrievalObjective(tower=tower, **parts)
+        questions.choose_pool()
+        return questions
     return TextSimilarityObjective(tower=tower, **parts)
 
 

@@ -169,20 +169,24 @@ class TextRetrievalObjective:
         rivals = scores.masked_fill(relevant, -torch.inf).logsumexp(1)  # (n_batch,)
         return functional.softplus(rivals - scores[rows, target]).mean()
 
+    def choose_pool(self) -> Tensor:
+        """Choose the passages that are scored, by the tower before it is trained: (n_pool,)."""
+        queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
+        nearest = (queries @ self.vectors.T).topk(min(_NEAREST, len(self.vectors))).indices
+        self._pool = torch.cat([nearest.flatten(), self.dev_answers[:, 1]]).unique()
+        return self._pool
+
     def score(self, heads: Heads) -> float:
         """Return nDCG@10 of the dev questions over the passages that are scored."""
         texts = Pieces(self.document_pieces, self.document_starts)
+        pool = self.choose_pool() if self._pool is None else self._pool
         queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
-        if self._pool is None:  # not trained yet: the vectors given are the tower's
-            nearest = (queries @ self.vectors.T).topk(min(_NEAREST, len(self.vectors))).indices
-            self._pool = torch.cat([nearest.flatten(), self.dev_answers[:, 1]]).unique()
-        else:
-            self._vectors[self._pool] = self.tower.embed(_chosen(texts, self._pool))
+        self._vectors[pool] = self.tower.embed(_chosen(texts, pool))
         with torch.no_grad():
-            documents = heads.documents(self._vectors[self._pool])
+            documents = heads.documents(self._vectors[pool])
             scores = heads.queries(queries) @ documents.T  # (n_dev, n_pool)
         question, document = self.dev_answers.T.contiguous()
-        place = torch.searchsorted(self._pool, document)
+        place = torch.searchsorted(pool, document)
         return mean_ndcg(scores, torch.stack([question, place], dim=1))
 
     def probe(self) -> Tensor:
