@@ -11,6 +11,14 @@ import numpy as np
 from nexus_integrations.data import check_texts
 from nexus_integrations.types import Floats
 
+NO_IDENTITY = frozenset(
+    {
+        *("api_key", "device", "embed_batch_size", "max_retries", "model_kwargs", "multi_process"),
+        *("num_workers", "show_progress", "timeout"),
+    }
+)
+"""Settings of embedding models that change no vector, and secrets, which are renewed."""
+
 
 class ForeignEncoder:
     """An `Encoder` over an embedding model that this package knows nothing about.

@@ -28,6 +28,7 @@ from nexus_integrations.langchain import (
     as_dataset,
     open_index,
 )
+from nexus_integrations.langchain.nudge import encoder_of
 
 TEXTS = ["the fridge", "the stairs", "a form", "the goldie is broken", "x"]
 
@@ -382,6 +383,21 @@ def test_foreign_embeddings():
         nudge.apply(store)
     assert nudge.undo(store) == 1
     np.testing.assert_allclose(store.store[answer]["vector"], base, rtol=1e-6)
+
+
+def test_settings_tell_foreign_embeddings_apart():
+    """Normalising is another model; a progress bar, a batch size and a client are not."""
+
+    class Tuned(DeterministicFakeEmbedding):
+        encode_kwargs: dict[str, object] = {}
+        show_progress: bool = False
+        client: object = None
+
+    def fingerprint(**settings: object) -> str:
+        return encoder_of(Tuned(size=8, **settings)).fingerprint
+
+    assert fingerprint() == fingerprint(show_progress=True) == fingerprint(client=object())
+    assert fingerprint(encode_kwargs={"normalize_embeddings": True}) != fingerprint()
 
 
 # What the in-memory stores of both frameworks share

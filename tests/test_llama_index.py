@@ -514,6 +514,30 @@ def test_engine_saves(letters, tiny_model, tmp_path):
     assert (record.fingerprint, record.history) == (tuned.fingerprint, result.history)
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_tuned_model_runs_as_the_one_it_was_tuned_from(letters, tiny_model, tmp_path, saved):
+    """No text in events where none was, the same precision, callbacks and sizes."""
+    manager = CallbackManager([])
+    before = NexusEmbedding(
+        model_name=tiny_model,
+        backend="torch",
+        precision="bfloat16",
+        embed_batch_size=5,
+        micro_batching=False,
+        redact_events=True,
+        callback_manager=manager,
+    )
+    config = FinetuneConfig(dendrites=0, epochs=1)
+    path = tmp_path / "tuned" if saved else None
+    engine = NexusFinetuneEngine(letters, letters, before, config, model_output_path=path)
+    engine.finetune()
+    tuned = engine.get_finetuned_model()
+    assert tuned.encoder.backbone.precision == "bfloat16"
+    assert tuned.encoder.backbone.backend == "torch"
+    assert (tuned.redact_events, tuned.micro_batching, tuned.embed_batch_size) == (True, False, 5)
+    assert tuned.callback_manager is manager
+
+
 def test_engine_keeps_the_model_when_saving_fails(letters, tiny_model, tmp_path):
     """A folder of something else is not overwritten, and the training is not lost."""
     (tmp_path / "notes.txt").write_text("mine")

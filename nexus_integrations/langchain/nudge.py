@@ -6,7 +6,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
-from nexus_integrations.foreign import ForeignEncoder
+from nexus_integrations.foreign import NO_IDENTITY, ForeignEncoder
 from nexus_integrations.langchain.data import Pairs, as_dataset
 from nexus_integrations.langchain.embedding import NexusEmbeddings
 from nexus_integrations.langchain.index import open_index
@@ -55,9 +55,20 @@ def encoder_of(embeddings: Embeddings) -> Encoder:
     """Return an embedding model's encoder, or an `Encoder` over a foreign model."""
     if isinstance(embeddings, NexusEmbeddings):
         return embeddings.encoder
-    name = getattr(embeddings, "model_name", None) or getattr(embeddings, "model", None)
+    settings = {
+        name: value
+        for name, value in vars(embeddings).items()
+        if name not in NO_IDENTITY and not name.startswith("_") and _is_plain(value)
+    }
     return ForeignEncoder(
         embeddings.embed_query,
         embeddings.embed_documents,
-        identity=[type(embeddings).__qualname__, str(name)],
+        identity=[type(embeddings).__qualname__, settings],
     )
+
+
+def _is_plain(value: object) -> bool:
+    """Tell settings, dictionaries of them too (as `encode_kwargs`), from clients and models."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, (str, int, float))

@@ -7,6 +7,17 @@ from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
+# What a tuned model takes over from the one it was tuned from, beside how it runs. A cache is left
+# to the user.
+_TAKEN_OVER = (
+    "embed_batch_size",
+    "num_workers",
+    "callback_manager",
+    "rate_limiter",
+    "micro_batching",
+    "redact_events",
+)
+
 
 class NexusFinetuneEngine:
     """Train dendritic heads for an embedding model on questions and the passages that answer them.
@@ -48,16 +59,26 @@ class NexusFinetuneEngine:
         Raises what `nexus_integrations.finetune` and `FinetuneResult.save` raise; when saving
         fails, the model in memory is kept.
         """
-        result = finetune(self.embed_model.encoder, self.train, self.dev, self.config)
-        self._tuned = NexusEmbedding.from_encoder(result.encoder)
+        before = self.embed_model
+        result = finetune(before.encoder, self.train, self.dev, self.config)
+        self._tuned = self._taken_over(NexusEmbedding.from_encoder(result.encoder))
         if self.model_output_path is not None:
             result.save(self.model_output_path)
-            self._tuned = NexusEmbedding(
-                model_name=str(self.model_output_path), device=self.embed_model.device
+            saved = NexusEmbedding(
+                model_name=str(self.model_output_path),
+                device=before.device,
+                backend=before.backend,
+                precision=before.encoder.backbone.precision,  # what the heads were trained on
+                num_threads=before.num_threads,
             )
-        self._tuned.embed_batch_size = self.embed_model.embed_batch_size
-        self._tuned.num_workers = self.embed_model.num_workers
+            self._tuned = self._taken_over(saved)
         return result
+
+    def _taken_over(self, tuned: NexusEmbedding) -> NexusEmbedding:
+        for name in _TAKEN_OVER:
+            if name in NexusEmbedding.model_fields:  # LlamaIndex 0.14.0 has no rate limiter
+                setattr(tuned, name, getattr(self.embed_model, name))
+        return tuned
 
     def get_finetuned_model(self) -> NexusEmbedding:
         """Return the tuned embedding model; raises `RuntimeError` before `finetune`."""

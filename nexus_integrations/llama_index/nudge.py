@@ -15,7 +15,7 @@ from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
-from nexus_integrations.foreign import ForeignEncoder
+from nexus_integrations.foreign import NO_IDENTITY, ForeignEncoder
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
@@ -23,9 +23,6 @@ from nexus_integrations.llama_index.index import open_index
 from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
 from nexus_integrations.nudge.postprocessor import Postprocessor
 from nexus_integrations.types import Encoder, Metric, VectorIndex
-
-# Fields of embedding models that change no vector, and secrets, which are renewed.
-_NO_IDENTITY = {"api_key", "device", "embed_batch_size", "max_retries", "num_workers", "timeout"}
 
 
 class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStore | VectorIndex]):
@@ -171,7 +168,7 @@ def encoder_of(embed_model: BaseEmbedding) -> Encoder:
     settings = {
         name: value
         for name, value in embed_model.to_dict().items()
-        if name not in _NO_IDENTITY and isinstance(value, (str, int, float))
+        if name not in NO_IDENTITY and isinstance(value, (str, int, float))
     }
     return ForeignEncoder(
         embed_model.get_query_embedding,
