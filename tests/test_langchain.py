@@ -14,6 +14,7 @@ from langchain_core.stores import InMemoryByteStore
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+from pydantic import Field
 
 from nexus_integrations import (
     DendriticEncoder,
@@ -389,7 +390,7 @@ def test_settings_tell_foreign_embeddings_apart():
     """Normalising is another model; a progress bar, a batch size and a client are not."""
 
     class Tuned(DeterministicFakeEmbedding):
-        encode_kwargs: dict[str, object] = {}
+        encode_kwargs: dict[str, object] = Field(default_factory=dict)
         show_progress: bool = False
         client: object = None
 
