@@ -87,7 +87,7 @@ class Bench:
             "set": corpus.name,
             "recipe": recipe,
             "seed": settings.get("seed"),
-            "alone": share > _ALONE,
+            "alone": share > _ALONE and "beginning_of" not in measured,
             "share": round(share, 2),
             **measured,
             "settings": settings,

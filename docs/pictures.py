@@ -146,26 +146,26 @@ def results() -> None:
     """The recorded test figures of the README's table."""
     sets = (("covidqa", "COVID-QA"), ("policyqa", "PolicyQA"))
     figure, axes = plt.subplots(figsize=(8.6, 3.2))
-    for number, (file, title) in enumerate(sets):
-        rows = json.loads((DOCS / "results" / f"retrieval-{file}.json").read_text())["stages"]
-        shown = [
-            ("base", FAINT, "base"),
-            ("base, nudge by nudge-ft", "#6d8fa3", "nudge-ft"),
-            ("base, nudge by closed-form", DOCUMENT, "our NUDGE alone"),
-            ("side=query, dendrites=0: head + NUDGE-N", QUERY, "linear query head, then NUDGE"),
-            (
-                "side=query, dendrites=3: head + NUDGE-N",
-                "#7a2b1a",
-                "dendritic query head, then NUDGE",
-            ),
-        ]
-        for place, (stage, colour, label) in enumerate(shown):
-            value = rows[stage]["metrics"]["ndcg@10"]
-            x = number * 6.2 + place
+    lines = (DOCS / "results" / "retrieval.jsonl").read_text().splitlines()
+    rows = {row["run"]: row for row in map(json.loads, lines)}.values()
+    nudged = "head + NUDGE-N"
+    shown = [
+        ("base", "base", FAINT, "base"),
+        ("base", "nudge-ft", "#6d8fa3", "nudge-ft"),
+        ("base", "NUDGE-N", DOCUMENT, "our NUDGE alone"),
+        ("query, linear", nudged, QUERY, "linear query head, then NUDGE"),
+        ("query, up to 3 dendrites", nudged, "#7a2b1a", "dendritic query head, then NUDGE"),
+        ("query, linear, refit", nudged, "#d98c4a", "linear, refit on train and dev, then NUDGE"),
+    ]
+    for number, (name, title) in enumerate(sets):
+        for place, (recipe, stage, colour, label) in enumerate(shown):
+            seeds = [row for row in rows if (row["set"], row["recipe"]) == (name, recipe)]
+            value = sum(row["test"][stage]["ndcg@10"] for row in seeds) / len(seeds)
+            x = number * 7.2 + place
             axes.bar(x, value, color=colour, label=label if number == 0 else None)
             axes.text(x, value + 0.006, f"{value:.3f}".lstrip("0"), ha="center", size=9)
-        axes.text(number * 6.2 + 2, -0.05, title, ha="center", va="top")
-    axes.set(ylim=(0, 0.6), xticks=[], ylabel="test nDCG@10", xlim=(-0.8, 11))
+        axes.text(number * 7.2 + 2.5, -0.05, title, ha="center", va="top")
+    axes.set(ylim=(0, 0.6), xticks=[], ylabel="test nDCG@10", xlim=(-0.8, 13))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.6), fontsize=9)
     figure.tight_layout()
