@@ -147,6 +147,7 @@ def test_a_model_that_would_lose_too_much_is_not_quantised(tiny_model, tmp_path,
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     monkeypatch.setattr("nexus_integrations.backends.int8.NEGLIGIBLE", 1.1)
+    monkeypatch.setattr("nexus_integrations.backends.int8._AIM", 1.1)
     with pytest.raises(ValueError, match=r"loses too much in int8"):
         load_backbone(folder, backend="torch").export(tmp_path / "exported", "int8")
 
