@@ -104,7 +104,9 @@ def test_dendrites_grow_on_the_demo_corpus(clinic, clinic_encoder, clinic_index,
     assert head.dendrites == 1
     assert not head.is_identity
     assert {epoch.dendrites for epoch in result.history} >= {0, 1}
-    assert result.history[-1].parameters > result.history[0].parameters
+    linear, grown = result.history[0].parameters, result.history[-1].parameters
+    assert linear == 384 * 384
+    assert grown == 2 * 384 * 384 + 384  # a dendrite, and how much of it goes to each output
     assert result.score > result.baseline_score + 0.1
     found = evaluate(clinic_index, result.encoder, dev, metrics=["ndcg@10"]).metrics["ndcg@10"]
     assert found == pytest.approx(result.score, abs=1e-6)

@@ -229,7 +229,13 @@ def own_randomness(objective: Objective, seed: int) -> Iterator[None]:
 def count_parameters(heads: Heads, objective: Objective) -> int:
     """Return how many numbers are trained."""
     modules = [heads] if objective.tower is None else [heads, objective.tower]
-    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+    return sum(
+        parameter.numel()
+        for module in modules
+        for name, parameter in module.named_parameters()
+        # perforatedai keeps a copy of each layer to make dendrites of, no part of its map.
+        if parameter.requires_grad and ".parent_module." not in name
+    )
 
 
 def _train(heads: Heads, objective: Objective, training: bool) -> None:
