@@ -66,9 +66,9 @@ interval. Seconds are of a run on one thread that waited for no other process, w
 # Written when these rows were recorded: five seeds on both corpora.
 _DEFAULT = """
 So dendrites give what training the linear head as long gives: no difference between the two is
-shown on either corpus, before NUDGE or after. On dev both are above the linear head of one cycle. The
-default stays at three dendrites: no smaller number is better on dev on both corpora. Where seconds
-or bytes count, `dendrites=0, epochs=48` serves as well, without perforatedai.
+shown on either corpus, before NUDGE or after. On dev both are above the linear head of one cycle.
+The default stays at three dendrites: no smaller number is better on dev on both corpora. Where
+seconds or bytes count, `dendrites=0, epochs=48` serves as well, without perforatedai.
 """
 
 
