@@ -63,14 +63,6 @@ number. "Over seeds" is the mean difference of runs of the same seed with its 95
 interval. Seconds are of a run on one thread that waited for no other process, where there is one.
 """
 
-# Written when these rows were recorded: five seeds on both corpora.
-_DEFAULT = """
-So dendrites give what training the linear head as long gives: no difference between the two is
-shown on either corpus, before NUDGE or after. On dev both are above the linear head of one cycle.
-The default stays at three dendrites: no smaller number is better on dev on both corpora. Where
-seconds or bytes count, `dendrites=0, epochs=48` serves as well, without perforatedai.
-"""
-
 
 def main() -> None:
     """Run the ablation and write the page."""
@@ -390,7 +382,7 @@ def _conclusion(groups: dict[str, dict[str, list[Row]]], similar: Sequence[Row])
                 f"- STS Benchmark: {count} against linear, {len(pairs)} seeds: dev {dev.signed}, "
                 f"test {test.signed}."
             )
-    return "\n".join(lines) + "\n" + _DEFAULT
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

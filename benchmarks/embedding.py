@@ -336,7 +336,6 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
                 file.write(json.dumps({"_id": str(number), "text": text}) + "\n")
         command = [sys.executable, "-m", "nexus_integrations", "embed", str(source)]
         command += [str(folder / "vectors.npy"), "--model", options.folder, "--precision", "int8"]
-        begun = perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         resident: list[tuple[int, float]] = []
         parts = folder / "vectors.npy.parts"
@@ -347,12 +346,10 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             if "RssAnon" in lines:
                 shards = len(list(parts.glob("*.parquet"))) if parts.is_dir() else 0
                 resident.append((shards, int(lines["RssAnon"].split()[0]) / 1024))
-        seconds = perf_counter() - begun
         if process.returncode:
             raise RuntimeError(f"nexus embed ended with {process.returncode}")
     return {
         "passages": options.passages,
-        "seconds": round(seconds),
         **_growth(resident),
     }
 
@@ -449,10 +446,9 @@ def page(content: dict[str, Any]) -> str:
     if found := content.get("memory"):
         parts.append(
             f"## Memory\n\n`nexus embed` over {found['passages']:,} texts, the beginnings of "
-            f"passages ({_CHARACTERS} characters), int8, in "
-            f"{found['seconds']:,} s: {found['MB in the third shard']} MB while the third shard "
-            f"was embedded, {found['MB at most from there']} MB at most until the end (anonymous "
-            "memory: without the files that are mapped).\n"
+            f"passages ({_CHARACTERS} characters), int8: {found['MB in the third shard']} MB while "
+            f"the third shard was embedded, {found['MB at most from there']} MB at most until the "
+            "end (anonymous memory: without the files that are mapped).\n"
         )
         parts.append(_versions(found))
     return "\n".join(parts)

@@ -48,7 +48,7 @@ def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
 
     The graph takes ids and their mask, int64 (n, length) both. Attention becomes one operator where
     the model's architecture has transformers' interface for it, without the mask where nothing is
-    padded, since that takes a third of its time; and what the architecture writes out where not.
+    padded, since its faster kernel takes none; and what the architecture writes out where not.
     `vocabulary` is the number of its word pieces.
 
     Raises `ImportError` without onnx and onnxscript, `ValueError` for a model that cannot be

@@ -15,7 +15,7 @@ from nexus_integrations.draft import written_whole
 from nexus_integrations.types import Floats
 
 NEGLIGIBLE = 0.998
-"""The mean cosine to float32 from which on a loss is negligible: nDCG@10 stays within .003."""
+"""The mean cosine to float32, over the sample, from which on a loss counts as negligible."""
 
 _TEXTS = 32  # of each role
 _REPEATS = 3

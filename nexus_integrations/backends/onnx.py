@@ -24,12 +24,11 @@ from nexus_integrations.backends.threads import cores
 from nexus_integrations.extras import extra
 from nexus_integrations.types import Floats, Integers
 
-# Word pieces of a batch. More fill the second-level cache of a core and gain nothing; measured by
-# benchmarks/embedding.py on two cores.
+# Word pieces of a batch. More fill the second-level cache of a core and gain nothing.
 _BATCH_TOKENS = 1024
 
-# ONNX Runtime's fused kernel takes seven times as long as the addition and the normalisation that
-# it replaces (1.31 on x86-64: 5.3 against 0.8 ns for an element).
+# ONNX Runtime's fused kernel (1.31, x86-64) takes several times as long as the addition and the
+# normalisation that it replaces.
 _SLOW_FUSIONS = ["SkipLayerNormFusion"]
 
 
@@ -223,8 +222,8 @@ def session(graph: Path, num_threads: int | None) -> Any:
     options.intra_op_num_threads = num_threads or cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Threads that spin within a run answer a lone question a third sooner; between runs they would
-    # take a core from others.
+    # Threads that spin within a run answer a lone question sooner; between runs they would take a
+    # core from others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(
