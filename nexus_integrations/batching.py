@@ -1,5 +1,6 @@
-"""Calls from many threads and event loops, embedded in few batches by one thread."""
+"""Calls from many threads and event loops, embedded in few batches, one at a time."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,19 @@ class EmbeddingQueue:
     def __init__(self) -> None:
         self._waiting: dict[Role, deque[_Call]] = {"query": deque(), "document": deque()}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nexus-embedding")
+        self._working = threading.Lock()
+
+    def embed_here(self, encode: Encode, texts: list[str]) -> Floats | None:
+        """Embed texts by the caller's thread where nothing waits and nothing runs, else give None.
+
+        That spares a lone call two changes of thread, a tenth of its time.
+        """
+        if any(self._waiting.values()) or not self._working.acquire(blocking=False):
+            return None
+        try:
+            return encode(texts)
+        finally:
+            self._working.release()
 
     def submit(
         self, encode: Encode, texts: list[str], role: Role, *, alone: bool = False
@@ -52,9 +66,10 @@ class EmbeddingQueue:
         return call.future
 
     def _turn(self) -> None:
-        for role in self._waiting:
-            if calls := _taken(self._waiting[role]):
-                _embed(calls)
+        with self._working:  # taken first: what comes in meanwhile shares the batch
+            for role in self._waiting:
+                if calls := _taken(self._waiting[role]):
+                    _embed(calls)
 
 
 def _taken(waiting: deque[_Call]) -> list[_Call]:

@@ -604,7 +604,10 @@ def train_sts(
     output: Annotated[Path, typer.Argument(help="Where to save the trained encoder.")],
     preset: Annotated[
         str,
-        typer.Option(help="published, published-baseline, frozen or frozen-linear."),
+        typer.Option(
+            help="trainable, trainable-linear, published, published-baseline, frozen or "
+            "frozen-linear."
+        ),
     ] = "frozen",
     model: Model = None,
     seed: Annotated[

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from nexus_integrations.backends import Backend, Precision, Role
-from nexus_integrations.batching import EmbeddingQueue, parts
+from nexus_integrations.batching import EmbeddingQueue, Encode, parts
 from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.progress import embedding_bar
@@ -113,12 +113,20 @@ class SharedEncoder:
         """Return a unit vector per text, as Python floats.
 
         The encoder's one thread does it: with `gather` together with what other callers want,
-        without a wait, and long lists in parts, so that others get their turn. Raises what `get`
-        raises, and `TypeError` for what is no list of texts.
+        without a wait, and long lists in parts, so that others get their turn. The caller's own
+        thread, which is sooner, embeds a single text that finds ONNX Runtime free. Raises what
+        `get` raises, and `TypeError` for what is no list of texts.
         """
         check_texts(texts)
+        encoder = self.get()
         rows = _Rows(texts)
-        for part, future in rows.submitted(self.get(), role, gather):
+        if len(texts) == 1 and encoder.backbone.backend == "onnx":
+            # PyTorch would keep a team of threads for every thread that it is called from.
+            vectors = _queue_of(encoder).embed_here(_encode_of(encoder, role), list(texts))
+            if vectors is not None:
+                rows.take([0], vectors)
+                return rows.vectors
+        for part, future in rows.submitted(encoder, role, gather):
             try:
                 rows.take(part, future.result())
             finally:
@@ -193,7 +201,7 @@ class _Rows:
     ) -> "Iterator[tuple[list[int], Future[Floats]]]":
         """Queue part after part, the next one when the last is taken: others come in between."""
         queue = _queue_of(encoder)
-        encode = encoder.encode_queries if role == "query" else encoder.encode_documents
+        encode = _encode_of(encoder, role)
         whole = list(parts(self._texts))
         with embedding_bar(len(self._texts), role) if len(whole) > 1 else nullcontext() as bar:
             for part in whole:
@@ -212,6 +220,10 @@ async def in_background(function: Callable[..., _T], *arguments: Any) -> _T:
     """Call `function`, which may load a model, in a thread, while the event loop goes on."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_process.loader, function, *arguments)
+
+
+def _encode_of(encoder: DendriticEncoder, role: Role) -> Encode:
+    return encoder.encode_queries if role == "query" else encoder.encode_documents
 
 
 def _queue_of(encoder: DendriticEncoder) -> EmbeddingQueue:

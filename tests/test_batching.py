@@ -70,6 +70,31 @@ def test_a_lone_call_does_not_wait(model):
     assert all(len(batch) == 1 for batch in model.batches)
 
 
+def test_a_lone_call_is_embedded_by_its_own_thread(model):
+    """No change of thread, and no second batch at a time: what comes meanwhile waits as one."""
+    queue = EmbeddingQueue()
+    with ThreadPoolExecutor(1, thread_name_prefix="caller") as pool:
+        lone = pool.submit(queue.embed_here, model.encode, ["lone"])
+        assert model.busy.wait(30)
+        assert queue.embed_here(model.encode, ["busy"]) is None
+        calls = [queue.submit(model.encode, [text], "query") for text in ("a", "b")]
+        assert queue.embed_here(model.encode, ["others wait"]) is None
+        model.gate.set()
+        assert lone.result(30).tolist() == [[4]]
+    assert [call.result(30).tolist() for call in calls] == [[[1]], [[1]]]
+    assert model.batches == [["lone"], ["a", "b"]]
+    assert sorted(name.split("_")[0] for name in model.threads) == ["caller", "nexus-embedding"]
+
+
+def test_an_error_of_a_lone_call_leaves_the_queue_free(model):
+    """The next one is embedded here as well."""
+    model.gate.set()
+    queue = EmbeddingQueue()
+    with pytest.raises(ValueError, match="bad one"):
+        queue.embed_here(model.encode, ["bad one"])
+    assert queue.embed_here(model.encode, ["x"]).tolist() == [[1]]
+
+
 def test_roles_are_not_mixed_and_take_turns(queue, model, monkeypatch):
     """A batch of queries, one of documents, and so on; a query waits for one part at most."""
     monkeypatch.setattr(batching, "_TEXTS", 2)

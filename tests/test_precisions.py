@@ -16,7 +16,14 @@ from nexus_integrations import DendriticEncoder
 from nexus_integrations.backends import load_backbone
 from nexus_integrations.backends.fastest import sample_texts
 from nexus_integrations.backends.folder import PROBE, RUNTIME_MANIFEST
-from nexus_integrations.backends.int8 import _compensated, _steps
+from nexus_integrations.backends.int8 import (
+    _compensated,
+    _dwarfing,
+    _linear_layers,
+    _quantise,
+    _rewritten,
+    _steps,
+)
 from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.source import sha256_of
 
@@ -168,6 +175,56 @@ def test_a_step_is_the_largest_weight_of_its_column_over_127():
     """Per output: the columns do not share a step."""
     weight = np.array([[1.27, -0.1], [-0.5, 2.54]], dtype=np.float32)
     assert _steps(weight) == pytest.approx([0.01, 0.02])
+
+
+def test_channels_dwarf_the_others_by_activation_and_weight():
+    """Channels 2 and 7 alone stretch the range of 18: 40 · 2 and 1 · 90, the others 1 · 2.
+
+    Sixteen are set apart where any is; a channel whose weights are small does not count.
+    """
+    rows, weight = np.ones((4, 18), dtype=np.float32), np.full((18, 3), 2.0, dtype=np.float32)
+    rows[0, 2], weight[7, 1] = -40, 90
+    rows[:, 4], weight[4] = 1000, 1e-4
+    found = _dwarfing(rows, weight)
+    assert len(found) == 16
+    assert {2, 7} <= set(found.tolist())
+    assert 4 not in found
+    assert _dwarfing(np.ones((4, 18), dtype=np.float32), np.ones((18, 3))).tolist() == []
+
+
+def test_a_channel_that_dwarfs_the_others_costs_them_nothing():
+    """Values of 1 beside one of 1,000, in steps of 1,000 / 255, would all be 0: they are not."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(-1, 1, (256, 32)).astype(np.float32)
+    rows[:, 5] = 1000
+    weight = rng.standard_normal((32, 24), dtype=np.float32)
+    bias = rng.standard_normal(24, dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["product"]),
+            helper.make_node("Add", ["product", "b"], ["y"]),
+        ],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 24])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    layers = _linear_layers(model)
+    rewritten = _rewritten(model, layers, {0: _quantise(layers[0], rows)})
+    onnx.checker.check_model(rewritten)
+    session = onnxruntime.InferenceSession(
+        rewritten.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"x": rows})
+    exact = rows @ weight + bias
+    error = np.abs(found - exact).max()
+    assert "MatMulIntegerToFloat" in {node.op_type for node in rewritten.graph.node}
+    assert error < 0.2  # of values that vary by ±10
 
 
 def test_threads_are_restored_whoever_runs_at_the_same_time(tiny_model):

@@ -10,6 +10,9 @@ import numpy as np
 from nexus_integrations.draft import written_whole
 from nexus_integrations.types import Floats
 
+# Rows that are packed, and unpacked, at a time: pyarrow holds several copies of them.
+_ROWS = 512
+
 
 class Part(NamedTuple):
     """The vectors of a shard: ids, float32 (n, dimension), and how many texts were cut off."""
@@ -25,7 +28,13 @@ def write_part(path: Path, part: Part, signature: str) -> None:
 
     about = {"job": signature, "truncated": str(part.truncated)}
     with written_whole(path) as draft:
-        pq.write_table(_table(part, about), draft, write_page_checksum=True)
+        pq.write_table(
+            _table(part, about),
+            draft,
+            row_group_size=_ROWS,
+            use_dictionary=False,  # no two ids are equal, nor many numbers
+            write_page_checksum=True,
+        )
 
 
 def read_part(path: Path, signature: str) -> Part | None:
@@ -34,13 +43,18 @@ def read_part(path: Path, signature: str) -> Part | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        about = table.schema.metadata or {}
-        if about.get(b"job", b"").decode() != signature:
-            return None
-        vectors = table.column("vector").combine_chunks()
-        rows = np.asarray(vectors.flatten()).reshape(len(table), vectors.type.list_size)
-        return Part(table.column("id").to_pylist(), rows, int(about[b"truncated"]))
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+            about = file.schema_arrow.metadata or {}
+            if about.get(b"job", b"").decode() != signature:
+                return None
+            dimension = file.schema_arrow.field("vector").type.list_size
+            vectors: Floats = np.empty((file.metadata.num_rows, dimension), dtype=np.float32)
+            ids: list[str] = []
+            for batch in file.iter_batches(_ROWS, use_threads=False):
+                rows = np.asarray(batch.column("vector").flatten()).reshape(-1, dimension)
+                vectors[len(ids) : len(ids) + len(rows)] = rows
+                ids += batch.column("id").to_pylist()
+            return Part(ids, vectors, int(about[b"truncated"]))
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None
 
@@ -60,7 +74,7 @@ def write_parquet(
             for part in parts:
                 table = _table(part, {"metric": "cosine", **about})
                 if writer is None:
-                    writer = pq.ParquetWriter(draft, table.schema)
+                    writer = pq.ParquetWriter(draft, table.schema, use_dictionary=False)
                 writer.write_table(table)
         finally:
             if writer is not None:
@@ -83,7 +97,7 @@ def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int], drafts:
     ):
         np.lib.format.write_array_header_1_0(vectors, header)
         for part in parts:
-            vectors.write(part.vectors.astype("<f4", copy=False).tobytes())
+            vectors.write(np.ascontiguousarray(part.vectors, dtype="<f4").data)
             ids.writelines(json.dumps(id_, ensure_ascii=False) + "\n" for id_ in part.ids)
     return ids_path
 

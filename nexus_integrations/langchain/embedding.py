@@ -26,8 +26,8 @@ class NexusEmbeddings(BaseModel, Embeddings):
     The model loads on first use, once per process, and instances carry its name alone: they copy,
     pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
     its folder makes a new instance. Queries and documents are embedded under their own roles, as
-    unit vectors. All calls queue for one thread, which embeds what is waiting in one batch; the
-    async methods leave the event loop free.
+    unit vectors. Calls are embedded one batch at a time, what is waiting together in one; the async
+    methods leave the event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
     nowhere and `ValueError` for a damaged one, or for one that is not of the recorded

@@ -31,7 +31,7 @@ class NexusEmbedding(BaseEmbedding):
     The model loads on first use, once per process, and instances carry its name alone: they copy,
     pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
     its folder makes a new instance. Queries and texts are embedded under their own roles, as unit
-    vectors. All calls queue for one thread, which embeds what is waiting in one batch; the async
+    vectors. Calls are embedded one batch at a time, what is waiting together in one; the async
     methods leave the event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
