@@ -6,7 +6,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ pytest.importorskip("onnxruntime")
 from tiny_runtime import write_tiny_runtime
 
 from nexus_integrations.backends import is_runtime_folder, load_backbone
+from nexus_integrations.backends import onnx as onnx_backend
 from nexus_integrations.backends.fastest import fastest, fastest_of_model
 from nexus_integrations.backends.folder import (
     GRAPH,
@@ -86,6 +90,78 @@ def test_vectors_do_not_depend_on_their_neighbours(runtime):
     np.testing.assert_allclose(alone, together, atol=1e-6)
     np.testing.assert_allclose(among[: len(TEXTS)], together, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_several_batches_run_side_by_side_and_stay_in_order(runtime):
+    """Four batches, two at a time: each waits for another, and its vectors find their rows."""
+    together, threads = threading.Barrier(2, timeout=30), set()
+
+    def run(ids, mask):
+        together.wait()  # breaks where a batch has no other beside it
+        threads.add(threading.get_ident())
+        return np.stack([ids[:, 1], ids.shape[1] + 0 * ids[:, 1]], axis=1).astype(np.float32)
+
+    def alone(ids, mask):
+        raise AssertionError("there are several batches")
+
+    texts = [letter * length for length in (70, 80, 90, 100) for letter in "ab"]
+    tokenizer = load_backbone(runtime)._model.tokenizer
+    tokenizer = replace(tokenizer, max_length=0)
+    found = embed(
+        texts, "query", tokenizer, alone, dimension=2, batch_tokens=256, runs=2, run_beside=run
+    )
+    pieces = tokenizer.pieces(texts, "query")
+    assert found.tolist() == [[text[1], len(text)] for text in pieces]
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+
+
+def test_an_error_of_a_batch_ends_the_others(runtime):
+    """What had not begun is not run, and the caller sees the error."""
+    ran = []
+
+    def run(ids, mask):
+        ran.append(len(ids))
+        raise MemoryError("no room")
+
+    tokenizer = replace(load_backbone(runtime)._model.tokenizer, max_length=0)
+    texts = ["x" * (70 + n) for n in range(50)]
+    with pytest.raises(MemoryError, match="no room"):
+        embed(texts, "query", tokenizer, run, dimension=2, batch_tokens=64, runs=2, run_beside=run)
+    assert len(ran) < 50
+
+
+def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, monkeypatch):
+    """Six threads with lone texts and lists: runs by all threads and by one share two."""
+    backbone = load_backbone(runtime, num_threads=2)
+    expected = backbone.encode(TEXTS, "document")
+    lists = [f"{'word ' * n} {n}" for n in range(1, 40)]
+    of_lists = backbone.encode(lists, "document")
+    lock, busy, most = threading.Lock(), [0], [0]
+    run_graph = onnx_backend.run_graph
+
+    def counted(graph, ids, mask):
+        threads = 2 if graph is backbone._session else 1
+        with lock:
+            busy[0] += threads
+            most[0] = max(most[0], busy[0])
+        try:
+            return run_graph(graph, ids, mask)
+        finally:
+            with lock:
+                busy[0] -= threads
+
+    monkeypatch.setattr(onnx_backend, "run_graph", counted)
+
+    def work(number):
+        if number % 2:
+            return np.abs(backbone.encode(lists, "document") - of_lists).max()
+        alone = [backbone.encode([text], "document")[0] for text in TEXTS]
+        return np.abs(np.stack(alone) - expected).max()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert max(pool.map(work, range(12))) < 1e-6
+    assert most[0] == 2
 
 
 def test_truncated_texts_are_counted(runtime):

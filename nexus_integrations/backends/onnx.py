@@ -44,7 +44,8 @@ _inherited: list[Any] = []
 class OnnxBackbone:
     """A backbone's graph in ONNX Runtime, on the CPU.
 
-    Calls are serialised batch by batch. A fork starts with a session of its own.
+    A lone batch is computed by all threads together; of several each has a thread of its own, and
+    as many run as there are threads, whoever calls. A fork starts with sessions of its own.
     """
 
     backend: Literal["onnx"] = "onnx"
@@ -64,6 +65,7 @@ class OnnxBackbone:
         self._runtime = runtime
         self._model = model
         self._session: Any = None
+        self._one: Any = None
         self._begin_process()
         if model.precision == "int8":
             self._check_probe()
@@ -141,6 +143,8 @@ class OnnxBackbone:
             self._run,
             dimension=self.dimension,
             batch_tokens=_BATCH_TOKENS,
+            runs=self._threads,
+            run_beside=self._run_beside if self._threads > 1 else None,
         )
 
     def save(self, folder: Path) -> None:
@@ -167,13 +171,34 @@ class OnnxBackbone:
             return load_backbone(self.folder, backend="torch", precision="float32")
 
     def _run(self, ids: Integers, mask: Integers) -> Floats:
-        with self._lock:
+        """Run a batch by all threads."""
+        with self._gathering:  # or two callers would each wait for the threads of the other
+            for _ in range(self._threads):
+                self._free.acquire()
+        try:
             return run_graph(self._session, ids, mask)
+        finally:
+            self._free.release(self._threads)
+
+    def _run_beside(self, ids: Integers, mask: Integers) -> Floats:
+        """Run a batch by one thread, the caller's, beside others."""
+        with self._free:
+            return run_graph(self._session_of_one(), ids, mask)
+
+    def _session_of_one(self) -> Any:
+        with self._making:
+            if self._one is None:
+                self._one = session(self._runtime / GRAPH, 1)
+            return self._one
 
     def _begin_process(self) -> None:
-        self._lock = threading.Lock()
-        _inherited.append(self._session)
-        self._session = session(self._runtime / GRAPH, self.num_threads)
+        self._threads = self.num_threads or cores()
+        self._free = threading.Semaphore(self._threads)
+        self._gathering = threading.Lock()
+        self._making = threading.Lock()
+        _inherited.extend([self._session, self._one])
+        self._session = session(self._runtime / GRAPH, self._threads)
+        self._one = None
         self._process = os.getpid()
 
     def _check_probe(self) -> None:

@@ -1,7 +1,8 @@
 """Any number of texts through a model: each once, in batches of like length, in bounded memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import starmap
 
 import numpy as np
 
@@ -21,6 +22,9 @@ Vectors are float32 (n, dimension).
 _SHORT = 64
 _SHORTEST = 0.75
 
+# Word pieces that are worth parting for a second run at the same time.
+_WORTH = 128
+
 # Texts tokenised, sorted and held at a time: enough for batches of one length. What the tokenizer
 # gives for a text of 256 pieces takes some 20 KB.
 _WINDOW = 1024
@@ -34,12 +38,15 @@ def embed(
     *,
     dimension: int,
     batch_tokens: int,
+    runs: int = 1,
+    run_beside: Run | None = None,
 ) -> Floats:
     """Return the vectors of the texts, float32 (n, dimension).
 
     Equal texts are embedded once. The texts of a batch have the same number of word pieces, short
-    ones about the same; it has at most `batch_tokens` of them, but at least one text. The next
-    texts are tokenised while the model runs on these.
+    ones about the same; it has at most `batch_tokens` of them, but at least one text. Where there
+    are several batches `run_beside`, which may be called from that many threads at a time, makes
+    `runs` of them at once. The next texts are tokenised while the model runs on these.
     """
     if len(texts) == 1:
         return run(*padded(tokenizer.pieces(texts, role)))
@@ -50,9 +57,15 @@ def embed(
     vectors = np.empty((len(unique), dimension), dtype=np.float32)
     with embedding_bar(len(unique), role) as bar:
         for start, pieces in _tokenised(unique, role, tokenizer):
-            for rows in batches(pieces, batch_tokens):
-                found = run(*padded([pieces[row] for row in rows]))
-                vectors[[start + row for row in rows]] = found
+            parted = list(batches(pieces, _parted(pieces, batch_tokens, runs)))
+            inputs = (padded([pieces[row] for row in rows]) for rows in parted)
+            found: Iterator[Floats]
+            if run_beside is None or len(parted) < 2:
+                found = starmap(run, inputs)
+            else:
+                found = _side_by_side(run_beside, inputs, runs)
+            for rows, part in zip(parted, found, strict=True):
+                vectors[[start + row for row in rows]] = part
                 bar.update(len(rows))
     if len(unique) == len(texts):
         return vectors
@@ -82,6 +95,23 @@ def padded(pieces: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
     ids = np.zeros_like(mask)
     ids[mask.astype(bool)] = np.concatenate([np.asarray(text, dtype=np.int64) for text in pieces])
     return ids, mask
+
+
+def _parted(pieces: Sequence[Sequence[int]], batch_tokens: int, runs: int) -> int:
+    """Return the word pieces of a batch that leave no run without one, if there are enough."""
+    share = -(-sum(map(len, pieces)) // runs)
+    return min(batch_tokens, max(share, _WORTH))
+
+
+def _side_by_side(
+    run: Run, inputs: Iterable[tuple[Integers, Integers]], runs: int
+) -> Iterator[Floats]:
+    """Give the vectors of each batch in turn; threads that share a batch wait for each other."""
+    pool = ThreadPoolExecutor(max_workers=runs, thread_name_prefix="nexus-model")
+    try:
+        yield from pool.map(run, *zip(*inputs, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _tokenised(
