@@ -79,7 +79,7 @@ class DendriticEncoder:
         `model` is a folder or a hub name, by default all-MiniLM-L6-v2; see `source.find_model` for
         where it is looked for. How it runs changes its vectors by `precision` alone: by default
         float32, or what an exported folder was exported in. `num_threads` is how many threads
-        compute one batch.
+        compute, by default one per core.
 
         Raises `FileNotFoundError` when the model is nowhere, `ValueError` when a folder is damaged,
         was tampered with, holds no model, or does not run in this way, and `ImportError` when a

@@ -100,7 +100,7 @@ def load_backbone(
     folder, and torch on other devices, for bfloat16, for models that ONNX Runtime cannot run and
     where onnxruntime is not installed. `precision` None is float32 for a model's folder and a
     runtime folder's own; asking a runtime folder for another than its own raises `ValueError`.
-    `num_threads` is how many compute one batch, by default as many as the process has cores.
+    `num_threads` is how many compute, by default as many as the process has cores.
 
     Raises `ValueError` for a folder without a readable model and for a way in which the model does
     not run, and `ImportError` where the library that runs it is missing.

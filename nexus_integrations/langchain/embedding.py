@@ -26,8 +26,8 @@ class NexusEmbeddings(BaseModel, Embeddings):
     The model loads on first use, once per process, and instances carry its name alone: they copy,
     pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
     its folder makes a new instance. Queries and documents are embedded under their own roles, as
-    unit vectors. Calls are embedded one batch at a time, what is waiting together in one; the async
-    methods leave the event loop free.
+    unit vectors. Calls take turns, and those that wait at the same time are embedded together; the
+    async methods leave the event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
     nowhere and `ValueError` for a damaged one, or for one that is not of the recorded
@@ -53,7 +53,7 @@ class NexusEmbeddings(BaseModel, Embeddings):
         "default float32, or what the model's folder was exported in.",
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="How many threads compute one batch; all cores by default."
+        default=None, ge=1, description="How many threads compute; all cores by default."
     )
     micro_batching: bool = Field(
         default=True,

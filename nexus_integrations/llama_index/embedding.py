@@ -31,7 +31,7 @@ class NexusEmbedding(BaseEmbedding):
     The model loads on first use, once per process, and instances carry its name alone: they copy,
     pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
     its folder makes a new instance. Queries and texts are embedded under their own roles, as unit
-    vectors. Calls are embedded one batch at a time, what is waiting together in one; the async
+    vectors. Calls take turns, and those that wait at the same time are embedded together; the async
     methods leave the event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
@@ -57,7 +57,7 @@ class NexusEmbedding(BaseEmbedding):
         "default float32, or what the model's folder was exported in.",
     )
     num_threads: int | None = Field(
-        default=None, ge=1, description="How many threads compute one batch; all cores by default."
+        default=None, ge=1, description="How many threads compute; all cores by default."
     )
     micro_batching: bool = Field(
         default=True,
