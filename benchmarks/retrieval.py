@@ -27,6 +27,7 @@ _TRAINABLE = FinetuneConfig(
     side="both",
     dendrites=0,
     batch_size=32,
+    learning_rate=5e-5,
     backbone_learning_rate=5e-5,
 )
 

@@ -86,13 +86,15 @@ def letters() -> tuple[RetrievalDataset, RetrievalDataset]:
     return train, dev
 
 
-def test_the_softmax_over_the_corpus_by_hand():
-    """Question 0 drew passage 0: passage 3, which answers it as well, is no rival."""
+def test_the_softmax_over_the_batch_by_hand():
+    """Question 0 drew passage 0 and its rival is 1; passage 3, question 1's rival, answers it too.
+
+    Scores at scale 2 are (2, 0, 1.6) and (1.2, 1.6, 1.92) with the passages 0, 1 and 3.
+    """
     objective, heads = make_objective(), Heads(2, "both")
-    objective._drawn = torch.tensor([0, 2])
-    # Scores at scale 2 are (2, 0, −2, 1.6) and (1.2, 1.6, −1.2, 1.92).
-    first = log(1 + (exp(0) + exp(-2)) / exp(2))
-    second = log(1 + (exp(1.2) + exp(-1.2) + exp(1.92)) / exp(1.6))
+    objective._drawn, objective._rival = torch.tensor([0, 2]), torch.tensor([1, 3])
+    first = log(1 + exp(0) / exp(2))
+    second = log(1 + (exp(1.2) + exp(1.92)) / exp(1.6))
     loss = objective.loss(heads, torch.tensor([0, 1]))
     assert loss.item() == pytest.approx((first + second) / 2, abs=1e-6)
 
@@ -100,26 +102,46 @@ def test_the_softmax_over_the_corpus_by_hand():
 def test_a_question_order_of_its_own_keeps_the_masks():
     """The batch (1, 0) has the loss of the batch (0, 1)."""
     objective, heads = make_objective(), Heads(2, "both")
-    objective._drawn = torch.tensor([1, 2])
+    objective._drawn, objective._rival = torch.tensor([1, 2]), torch.tensor([2, 0])
     one, other = (objective.loss(heads, torch.tensor(items)) for items in ([0, 1], [1, 0]))
     assert one.item() == pytest.approx(other.item(), abs=1e-6)
 
 
-def test_passages_of_the_batch_are_fresh_and_others_as_they_were_embedded_last():
-    """Passage 3 was stored as (0, −1): a rival of question 1 until a batch embeds it."""
-    vectors = VECTORS[2:].clone()
-    vectors[3] = torch.tensor([0.0, -1.0])
-    objective, heads = make_objective(vectors=vectors), Heads(2, "both")
-    objective._drawn = torch.tensor([1, 2])  # passage 3 for question 0, passage 1 for question 1
-    one = torch.tensor([1])
-    stale = log(1 + (exp(1.2) + exp(-1.2) + exp(-1.6)) / exp(1.6))
-    fresh = log(1 + (exp(1.2) + exp(-1.2) + exp(1.92)) / exp(1.6))
-    assert objective.loss(heads, one).item() == pytest.approx(stale, abs=1e-6)
+def test_all_passages_of_a_batch_are_learnt_from_and_no_others():
+    """Question 0, its passage 3 and the rival 2: pieces 0, 5 and 4."""
+    objective, heads = make_objective(), Heads(2, "both")
+    objective._drawn, objective._rival = torch.tensor([1, 2]), torch.tensor([2, 0])
+    with torch.no_grad():
+        objective.tower.table[4] = torch.tensor([0.0, -1.0])  # or a turn would not change its score
     objective.loss(heads, torch.tensor([0])).backward()
     table = objective.tower.table.grad
-    assert table[[0, 5]].abs().sum() > 0  # question 0 and its passage
-    assert table[[1, 2, 3, 4]].abs().sum() == 0
-    assert objective.loss(heads, one).item() == pytest.approx(fresh, abs=1e-6)
+    assert (table[[0, 5, 4]].abs().sum(1) > 0).all()
+    assert table[[1, 2, 3]].abs().sum() == 0
+
+
+def test_rivals_are_near_but_not_as_near_as_an_answer():
+    """Question 0 (1, 0): its answers 0 and 3 are none, 1 and 2 are. Question 1 (.6, .8), answered
+    by 1 at .8: passage 3 at .96 is too near, 0 at .6 and 2 at −.6 are not.
+    """
+    rivals = make_objective()._rivals
+    assert rivals[0, :2].tolist() == [1, 2]
+    assert rivals[1, :2].tolist() == [0, 2]
+    assert set(rivals[0, 2:].tolist()) == {0}  # its answer: masked, as if there were none
+    assert set(rivals[1, 2:].tolist()) == {1}
+
+
+def test_passages_are_embedded_by_length_and_keep_their_places(tiny, letters):
+    """Twenty passages of all lengths, in two parts: each row is its own."""
+    tower = Tower.copy_of(tiny.backbone).eval()
+    texts = [chr(97 + n) * (1 + (7 * n) % 20) for n in range(20)]
+    pieces = tower.pieces(texts, "document")
+    objective = make_objective()
+    objective.tower = tower
+    objective.document_pieces, objective.document_starts = pieces
+    rows = torch.arange(20)
+    with torch.no_grad():
+        found = objective._embedded(rows)
+    np.testing.assert_allclose(found, tower.embed(pieces), atol=1e-6)
 
 
 def test_every_relevant_passage_is_drawn_in_its_turn():

@@ -16,6 +16,13 @@ from nexus_integrations.training.tower import Pieces, Tower, like_length
 # Passages that a dev query is scored against: its answers and the nearest to any dev query.
 _NEAREST = 20
 
+# Of the passages that do not answer a question, the nearest are its rivals; one that is nearly as
+# near as its answer may answer it as well.
+_RIVALS = 16
+_AS_LIKE = 0.95
+_MINED = 512  # questions at a time
+_TOGETHER = 16  # passages of a batch, of like length, that are embedded at a time
+
 
 @dataclass(kw_only=True)
 class TextSimilarityObjective:
@@ -91,14 +98,17 @@ class TextSimilarityObjective:
 
 @dataclass(kw_only=True)
 class TextRetrievalObjective:
-    """Softmax over the whole corpus, scored by nDCG@10, of texts that the tower embeds.
+    """Softmax over a batch's passages, scored by nDCG@10, of texts that the tower embeds.
 
-    A batch's questions, and for each one of its relevant passages, drawn anew in every epoch, are
-    embedded with gradients. All other passages enter as they were embedded last (`vectors`,
-    (n_documents, dimension)): before training, in a batch of their own, or for the dev score. So a
-    question has the whole corpus for negatives at the price of a batch. None of its relevant
-    passages is one. `pieces` and `starts` (see `Pieces`) are the questions, `document_pieces` and
-    `document_starts` the passages, `answers` the relevant pairs, (n_pairs, 2), sorted by question.
+    For each question of a batch one of its relevant passages and one rival are drawn anew in every
+    epoch. All of them are embedded with gradients, and each question is held against all that do
+    not answer it. Rivals are the passages that were most like the question before training
+    (`vectors`, (n_documents, dimension), are the passages as they were embedded then), but for
+    those as like it as its answers, which may answer it as well. Passages that are embedded once
+    an epoch, and enter the softmax as they were, do harm: the loss falls by telling old from new.
+
+    `pieces` and `starts` (see `Pieces`) are the questions, `document_pieces` and `document_starts`
+    the passages, `answers` the relevant pairs, (n_pairs, 2), sorted by question.
 
     The dev score ranks, for each dev question, all dev answers and the passages that were nearest
     to any dev question before training: embedding the corpus in every epoch would take longer than
@@ -124,7 +134,8 @@ class TextRetrievalObjective:
         self._counts = counts
         self._first = counts.cumsum(0) - counts
         self._drawn = self._first
-        self._vectors = self.vectors.clone()
+        self._rivals = self._nearest_rivals()
+        self._rival = self._rivals[:, 0]
         self._pool: Tensor | None = None
 
     @property
@@ -141,33 +152,29 @@ class TextRetrievalObjective:
         """Nothing to prepare."""
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Draw a passage for each question and yield the questions whose passages are alike long.
+        """Draw passages for each question and yield the questions whose answers are alike long.
 
         Items are numbers of questions, int64 (≤ batch_size,).
         """
         chance = torch.rand(self.size, generator=generator)
         self._drawn = self._first + (chance * self._counts).long()  # (n_questions,)
+        place = torch.randint(self._rivals.shape[1], (self.size, 1), generator=generator)
+        self._rival = self._rivals.gather(1, place).squeeze(1)  # (n_questions,)
         lengths = self.document_starts.diff()[self.answers[self._drawn, 1]]
         return like_length(lengths, batch_size, generator)
 
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
-        """Return −log of each drawn passage's softmax against the irrelevant ones."""
+        """Return −log of each drawn passage's softmax against the irrelevant ones of the batch."""
         rows = torch.arange(len(items))
         target = self.answers[self._drawn[items], 1]  # (n_batch,)
-        passages = target.unique()
+        passages = torch.cat([target, self._rival[items]]).unique()  # (n_passages,)
         queries = heads.queries(self.tower(Pieces(self.pieces, self.starts), items))
-        fresh = self.tower(Pieces(self.document_pieces, self.document_starts), passages)
-        self._vectors[passages] = fresh.detach()
-        documents = heads.documents(self._vectors)  # (n_documents, dimension)
-        documents = documents.index_copy(0, passages, heads.documents(fresh))
-        scores = self.scale * queries @ documents.T  # (n_batch, n_documents)
-        relevant = torch.zeros_like(scores, dtype=torch.bool)
-        of_batch = torch.isin(self.answers[:, 0], items)
-        question, document = self.answers[of_batch].T
-        row = torch.full((self.size,), -1).index_copy(0, items, rows)[question]
-        relevant[row, document] = True
+        documents = heads.documents(self._embedded(passages))
+        scores = self.scale * queries @ documents.T  # (n_batch, n_passages)
+        relevant = self._relevant(items, passages)
         rivals = scores.masked_fill(relevant, -torch.inf).logsumexp(1)  # (n_batch,)
-        return functional.softplus(rivals - scores[rows, target]).mean()
+        found = scores[rows, torch.searchsorted(passages, target)]
+        return functional.softplus(rivals - found).mean()
 
     def choose_pool(self) -> Tensor:
         """Choose the passages that are scored, by the tower before it is trained: (n_pool,)."""
@@ -181,9 +188,9 @@ class TextRetrievalObjective:
         texts = Pieces(self.document_pieces, self.document_starts)
         pool = self.choose_pool() if self._pool is None else self._pool
         queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
-        self._vectors[pool] = self.tower.embed(_chosen(texts, pool))
+        passages = self.tower.embed(_chosen(texts, pool))  # (n_pool, dimension)
         with torch.no_grad():
-            documents = heads.documents(self._vectors[pool])
+            documents = heads.documents(passages)
             scores = heads.queries(queries) @ documents.T  # (n_dev, n_pool)
         question, document = self.dev_answers.T.contiguous()
         place = torch.searchsorted(pool, document)
@@ -205,6 +212,42 @@ class TextRetrievalObjective:
             starts=joined.starts,
             answers=torch.cat([self.answers, moved]),
         )
+
+    def _embedded(self, passages: Tensor) -> Tensor:
+        """Embed the passages with these numbers, (n_passages,), those alike long together."""
+        texts = Pieces(self.document_pieces, self.document_starts)
+        order = texts.lengths[passages].argsort()
+        parts = [self.tower(texts, passages[rows]) for rows in order.split(_TOGETHER)]
+        return torch.cat(parts)[order.argsort()]
+
+    def _relevant(self, items: Tensor, passages: Tensor) -> Tensor:
+        """Tell which of the sorted passages answer which questions: (n_items, n_passages)."""
+        question, document = self.answers[torch.isin(self.answers[:, 0], items)].T.contiguous()
+        here = torch.isin(document, passages)
+        row = torch.full((self.size,), -1).index_copy(0, items, torch.arange(len(items)))
+        relevant = torch.zeros(len(items), len(passages), dtype=torch.bool)
+        relevant[row[question[here]], torch.searchsorted(passages, document[here])] = True
+        return relevant
+
+    def _nearest_rivals(self) -> Tensor:
+        """Return each question's rivals, (n_questions, n_rivals), its answer where there are few.
+
+        A passage above `_AS_LIKE` of the answer's similarity is none (NV-Retriever, de Souza P.
+        Moreira et al., 2024, "TopK-PercPos").
+        """
+        questions = self.tower.embed(Pieces(self.pieces, self.starts))
+        every = torch.arange(len(self.vectors))
+        count = min(_RIVALS, len(every))
+        found = []
+        for items in torch.arange(self.size).split(_MINED):
+            scores = questions[items] @ self.vectors.T  # (n_items, n_documents)
+            relevant = self._relevant(items, every)
+            answer = scores.masked_fill(~relevant, -1).amax(1, keepdim=True)
+            scores = scores.masked_fill(relevant | (scores > _AS_LIKE * answer), -torch.inf)
+            top = scores.topk(count)
+            own = self.answers[self._first[items], 1]
+            found.append(torch.where(top.values.isfinite(), top.indices, own[:, None]))
+        return torch.cat(found)
 
 
 def _chosen(texts: Pieces, rows: Tensor) -> Pieces:
