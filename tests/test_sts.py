@@ -160,7 +160,7 @@ def test_train_sts_saves_an_encoder_and_a_row(folder, tiny_model):
     assert row["test"] == pytest.approx(sts.similarity_score(tuned, DATA.test), abs=1e-5)
     unknown = call(*made, "--preset", "none")
     assert unknown.exit_code == 1
-    assert "no preset is called 'none': choose from published" in unknown.stderr
+    assert "no preset is called 'none': choose from trainable" in unknown.stderr
 
 
 def test_sweep_sts_prints_a_table_and_draws_a_plot(folder, tiny_model):
