@@ -65,7 +65,8 @@ def page(rows: list[Row], files: list[str]) -> str:
         "## The published recipe\n",
         markdown_table(against) + "\n",
         "## What the dendrites added\n",
-        "Each run with dendrites against the run of the same seed and settings without.\n",
+        "Each run with dendrites against the run of the same seed and settings without. In the "
+        "published recipe and grid that is eight epochs against ten.\n",
         markdown_table(added) + "\n",
         "## All recipes\n",
         markdown_table(table(rows)) + "\n",

@@ -43,7 +43,7 @@ class EmbeddingQueue:
     def embed_here(self, encode: Encode, texts: list[str]) -> Floats | None:
         """Embed texts by the caller's thread where nothing waits and nothing runs, else give None.
 
-        That spares a lone call two changes of thread, a tenth of its time.
+        That spares a lone call two changes of thread.
         """
         if any(self._waiting.values()) or not self._working.acquire(blocking=False):
             return None

@@ -164,6 +164,28 @@ def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, m
     assert most[0] == 2
 
 
+def test_a_lone_text_does_not_wait_for_a_long_list(runtime, monkeypatch):
+    """Asked after the fifth of a hundred batches it is there before the fiftieth."""
+    backbone = load_backbone(runtime, num_threads=2)
+    run_graph, ran, asked = onnx_backend.run_graph, [], threading.Event()
+
+    def slow(graph, ids, mask):
+        time.sleep(0.005)
+        ran.append(graph)
+        if len(ran) == 5:
+            asked.set()
+        return run_graph(graph, ids, mask)
+
+    monkeypatch.setattr(onnx_backend, "run_graph", slow)
+    monkeypatch.setattr(onnx_backend, "_BATCH_TOKENS", 1)  # a batch of each text
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(backbone.encode, [f"text {n}" for n in range(1000, 1100)], "document")
+        assert asked.wait(30)
+        backbone.encode(["alone"], "query")
+        assert ran.index(backbone._session) < 50
+        assert len(long.result(30)) == 100
+
+
 def test_truncated_texts_are_counted(runtime):
     """33 letters make 33 pieces, one more than is read."""
     assert load_backbone(runtime).count_truncated(["x" * 32, "x" * 33, "ab"]) == 1

@@ -172,18 +172,25 @@ class OnnxBackbone:
 
     def _run(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by all threads."""
-        with self._gathering:  # or two callers would each wait for the threads of the other
-            for _ in range(self._threads):
-                self._free.acquire()
+        held = 0
         try:
+            with self._queue:  # who waits for all threads is waited for
+                while held < self._threads:
+                    self._free.acquire()
+                    held += 1
             return run_graph(self._session, ids, mask)
         finally:
-            self._free.release(self._threads)
+            if held:
+                self._free.release(held)
 
     def _run_beside(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by one thread, the caller's, beside others."""
-        with self._free:
+        with self._queue:
+            self._free.acquire()
+        try:
             return run_graph(self._session_of_one(), ids, mask)
+        finally:
+            self._free.release()
 
     def _session_of_one(self) -> Any:
         with self._making:
@@ -194,7 +201,7 @@ class OnnxBackbone:
     def _begin_process(self) -> None:
         self._threads = self.num_threads or cores()
         self._free = threading.Semaphore(self._threads)
-        self._gathering = threading.Lock()
+        self._queue = threading.Lock()
         self._making = threading.Lock()
         _inherited.extend([self._session, self._one])
         self._session = session(self._runtime / GRAPH, self._threads)
