@@ -104,8 +104,8 @@ class TextRetrievalObjective:
     epoch. All of them are embedded with gradients, and each question is held against all that do
     not answer it. Rivals are the passages that were most like the question before training
     (`vectors`, (n_documents, dimension), are the passages as they were embedded then), but for
-    those as like it as its answers, which may answer it as well. Passages that are embedded once
-    an epoch, and enter the softmax as they were, do harm: the loss falls by telling old from new.
+    those as like it as its answers, which may answer it as well. No passage enters the softmax as
+    it was embedded before: the loss could fall by telling old from new.
 
     `pieces` and `starts` (see `Pieces`) are the questions, `document_pieces` and `document_starts`
     the passages, `answers` the relevant pairs, (n_pairs, 2), sorted by question.
