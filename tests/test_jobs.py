@@ -465,42 +465,50 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_it_ends_with_the_same_file(
     many: Path, tmp_path: Path, tiny_model: Path, package_environment: dict[str, str]
 ) -> None:
-    """SIGKILL at random instants; the next runs go on, and the bytes are those of a quiet run."""
+    """Killed at random instants; the next runs go on, and the bytes are those of a quiet run."""
     # Imports and the model take seconds that no kill should fall into: a forked child has both.
-    # It is killed while it plans, shortly after some more shards are there, and while it joins.
+    # Its own processor time ends it, as SIGKILL would, so that no other process's load moves the
+    # instants: twice while it plans, six times among its shards, and once about when it joins them.
     program = (
-        "import os, sys, time, random, signal, sqlite3\n"
+        "import os, sys, random, signal, sqlite3\n"
         "import filelock, pyarrow.parquet, torch\n"
         "from nexus_integrations.encoder import DendriticEncoder\n"
         "from nexus_integrations.jobs import JobConfig, embed_corpus\n"
         "many, output, whole, model = sys.argv[1:]\n"
         "torch.set_num_threads(1)\n"
         "encoder = DendriticEncoder.load(model, backend='torch')\n"
-        "def begin(output):\n"
-        "    if not (child := os.fork()):\n"
-        "        embed_corpus([many], output, lambda: encoder, JobConfig(shard_rows=8))\n"
-        "        os._exit(0)\n"
-        "    return child\n"
+        "encode, draw, killed_at = encoder.encode_documents, random.Random(0), []\n"
         "def there():\n"
         "    parts = output + '.parts'\n"
         "    return sum(p[0] == '0' for p in os.listdir(parts)) if os.path.isdir(parts) else 0\n"
-        "assert os.waitpid(begin(whole), 0)[1] == 0\n"
-        "draw, killed_at = random.Random(0), []\n"
-        "while True:\n"
-        "    before, number = there(), len(killed_at)\n"
-        "    target = before + draw.randint(1, 9) if 2 <= number < 8 else 50 * (number == 8)\n"
-        "    delay = draw.uniform(0, 0.1 if number < 2 else 0.01)\n"
-        "    child, ended = begin(output), 0\n"
-        "    while not ended and (number > 8 or there() < target):\n"
-        "        ended, status = os.waitpid(child, os.WNOHANG)\n"
-        "        time.sleep(0.001)\n"
-        "    if not ended:\n"
-        "        time.sleep(delay)\n"
-        "        os.kill(child, signal.SIGKILL)\n"
-        "        killed_at.append(there())\n"
-        "        status = os.waitpid(child, 0)[1]\n"
-        "    if status != signal.SIGKILL:\n"
-        "        sys.exit(print(*killed_at) if status == 0 else 1)\n"
+        "def end_after(seconds):\n"
+        "    signal.setitimer(signal.ITIMER_PROF, seconds)\n"
+        "def run(output, seconds=0.0, shards=None):\n"
+        "    'How a job ended, its processor seconds; the timer starts at so many shards.'\n"
+        "    if child := os.fork():\n"
+        "        _, status, used = os.wait4(child, 0)\n"
+        "        return status, used.ru_utime + used.ru_stime\n"
+        "    def timed(texts):\n"
+        "        if there() >= shards and signal.getitimer(signal.ITIMER_PROF)[0] == 0:\n"
+        "            end_after(seconds)\n"
+        "        return encode(texts)\n"
+        "    if shards is None:\n"
+        "        end_after(seconds)\n"
+        "    else:\n"
+        "        encoder.encode_documents = timed\n"
+        "    embed_corpus([many], output, lambda: encoder, JobConfig(shard_rows=8))\n"
+        "    os._exit(0)\n"
+        "status, whole_run = run(whole)\n"
+        "assert status == 0\n"
+        "runs = [(draw.uniform(0.001, 0.02), None) for _ in range(2)]\n"
+        "runs += [(draw.uniform(whole_run / 32, whole_run / 8), 0) for _ in range(6)]\n"
+        "for seconds, shards in [*runs, (draw.uniform(0.001, 0.02), 49), (0.0, None)]:\n"
+        "    status, _ = run(output, seconds, shards)\n"
+        "    if status == 0:\n"
+        "        sys.exit(print(*killed_at))\n"
+        "    assert status == signal.SIGPROF, status\n"
+        "    killed_at.append(there())\n"
+        "sys.exit(1)\n"
     )
     output, whole = tmp_path / "v.parquet", tmp_path / "whole.parquet"
     done = subprocess.run(
@@ -512,7 +520,7 @@ def test_killed_at_random_it_ends_with_the_same_file(
     )
     assert done.returncode == 0, done.stderr
     killed_at = [int(shards) for shards in done.stdout.split()]
-    assert len(killed_at) >= 5
+    assert len(killed_at) >= 8
     assert len(set(killed_at)) >= 4, "the kills fell between one shard and another"
     assert output.read_bytes() == whole.read_bytes()
     assert stored(output)[0] == [f"r{number}" for number in range(400)]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from nexus_integrations.batching import EmbeddingQueue
 from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.langchain import NexusEmbeddings
@@ -308,25 +310,36 @@ def counted(table_encoder):
 @pytest.mark.parametrize(("micro_batching", "most"), [(True, 2), (False, 10)])
 async def test_concurrent_queries_share_batches(counted, micro_batching, most):
     """Ten coroutines make one batch or two; without micro-batching, one each."""
-    counted.gate.set()
     model = NexusEmbeddings.from_encoder(counted.encoder)
     model.micro_batching = micro_batching
     texts = [f"t{n}" for n in range(10)]
-    rows = await asked_together(model, texts)
+    asked = asyncio.create_task(asked_together(model, texts))
+    while not counted.batches:  # all ask before the first of them goes on
+        await asyncio.sleep(0.01)
+    counted.gate.set()
+    rows = await asked
     np.testing.assert_allclose(rows, counted.encoder.encode_queries(texts), atol=1e-6)
     assert len(counted.batches) - 1 <= most
     assert (len(counted.batches) - 1 == 10) == (not micro_batching)
 
 
-def test_threads_share_batches(counted):
+def test_threads_share_batches(counted, monkeypatch):
     """What threads of a server ask while a batch runs is the next batch."""
+    asked, submit = [], EmbeddingQueue.submit
+
+    def counting(*arguments, **how):
+        future = submit(*arguments, **how)
+        asked.append(future)
+        return future
+
+    monkeypatch.setattr(EmbeddingQueue, "submit", counting)
     model = NexusEmbedding.from_encoder(counted.encoder)
     texts = [f"t{n}" for n in range(10)]
     with ThreadPoolExecutor(10) as pool:
         rows = [pool.submit(model.get_query_embedding, text) for text in texts]
-        while not counted.batches:
-            pass
-        threading.Timer(0.3, counted.gate.set).start()
+        while len(asked) < 10:
+            time.sleep(0.01)
+        counted.gate.set()
         vectors = [row.result(30) for row in rows]
     assert len(counted.batches) <= 2  # one where all had asked before the first began
     np.testing.assert_allclose(vectors, counted.encoder.encode_queries(texts), atol=1e-6)
