@@ -22,6 +22,7 @@ from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.embedding import EmbeddingStartEvent
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document as LlamaDocument
@@ -193,6 +194,42 @@ async def test_unredacted_events_are_llama_indexs_own(tiny_model, observers):
     assert any(SECRET in text for _, text in recorder.events)
     calls = [id_ for id_, _ in arguments if ".get_text_embedding_batch-" in id_]
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "place", ["root", "llama_index.core.base.embeddings.base", "callbacks", "nowhere"]
+)
+async def test_a_query_is_reported_wherever_an_observer_is(table_encoder, place, monkeypatch):
+    """A handler of any dispatcher on the way, or of callbacks, sees it; without one no event is."""
+    recorder, debug = Recorder(), LlamaDebugHandler(print_trace_on_end=False)
+    embed_model = NexusEmbedding.from_encoder(table_encoder({"goldie": (1, 0)}))
+    made = []
+    monkeypatch.setattr(
+        "llama_index.core.base.embeddings.base.EmbeddingStartEvent",
+        lambda **how: made.append(how) or EmbeddingStartEvent(**how),
+    )
+    if place == "callbacks":
+        embed_model.callback_manager = CallbackManager([debug])
+    elif place != "nowhere":
+        handlers = get_dispatcher(place).event_handlers
+        monkeypatch.setattr(get_dispatcher(place), "event_handlers", [*handlers, recorder])
+    assert embed_model.get_query_embedding("goldie") == [1, 0]
+    assert await embed_model.aget_query_embedding("goldie") == [1, 0]
+    assert len(made) == (0 if place == "nowhere" else 2)
+    ends = [text for name, text in recorder.events if name == "EmbeddingEndEvent"]
+    assert len(ends) == (2 if place not in ("callbacks", "nowhere") else 0)
+    assert len(debug.get_event_pairs(CBEventType.EMBEDDING)) == (2 if place == "callbacks" else 0)
+
+
+def test_another_class_embeds_its_own_way(table_encoder):
+    """What a class that is derived from ours says about a query holds, observed or not."""
+
+    class Instructed(NexusEmbedding):
+        def _get_query_embedding(self, query: str) -> list[float]:
+            return super()._get_query_embedding(f"find {query}")
+
+    embed_model = Instructed.from_encoder(table_encoder({"find it": (0, 1)}))
+    assert embed_model.get_query_embedding("it") == [0, 1]
 
 
 def test_redaction_travels(tuned):

@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_f
 from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
-from nexus_integrations.llama_index.redaction import (
+from nexus_integrations.llama_index.observers import (
+    is_observed,
     is_reported,
     original,
     stand_ins,
@@ -143,12 +144,16 @@ class NexusEmbedding(BaseEmbedding):
     @without_span
     def get_query_embedding(self, query: str) -> list[float]:
         """Embed a query, as LlamaIndex does, from the cache where it is there in this role."""
+        if self._is_direct():
+            return self._embed([query], "query")[0]
         with cached_as("query"), stand_ins([query], redact=self.redact_events) as shown:
             return super().get_query_embedding(shown[0])
 
     @without_span
     async def aget_query_embedding(self, query: str) -> list[float]:
         """Embed a query while the event loop goes on."""
+        if self._is_direct():
+            return (await self._aembed([query], "query"))[0]
         with cached_as("query"), stand_ins([query], redact=self.redact_events) as shown:
             return await super().aget_query_embedding(shown[0])
 
@@ -224,6 +229,15 @@ class NexusEmbedding(BaseEmbedding):
                 "NexusEmbedding"
             )
         return self._shared
+
+    def _is_direct(self) -> bool:
+        """Tell whether the base class would do nothing about a query but embed it."""
+        return (
+            type(self) is NexusEmbedding  # another class may embed in another way
+            and self.embeddings_cache is None
+            and getattr(self, "rate_limiter", None) is None  # 0.14.0 has none
+            and not is_observed(self.callback_manager)
+        )
 
     def _embed(self, texts: list[str], role: Role) -> list[list[float]]:
         return self._bound().embed(texts, role, gather=self.micro_batching)

@@ -1,7 +1,7 @@
-"""Keep text out of what LlamaIndex's observers see of an embedding.
+"""What LlamaIndex's observers see of an embedding: events, callbacks and spans.
 
-Its base class hands the texts to events, callbacks and spans. Stand-ins go that way instead, and
-become the texts again where a vector or a cache entry is looked up.
+Its base class hands them the texts. To keep these out, stand-ins go that way instead, and become
+the texts again where a vector or a cache entry is looked up.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,9 +9,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.instrumentation.event_handlers import NullEventHandler
+from llama_index.core.instrumentation.span_handlers import NullSpanHandler
+from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+
+# Where the base class, and a class of this package, report what they do.
+_DISPATCHERS = ("llama_index.core.base.embeddings.base", "nexus_integrations.llama_index.embedding")
 
 _texts: "ContextVar[Mapping[str, str] | None]" = ContextVar(
     "nexus_integrations_texts", default=None
@@ -51,3 +58,21 @@ def without_span(method: _Method) -> _Method:
     """Keep LlamaIndex from recording a method's arguments; what the method calls has its span."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)  # as if it were decorated already
     return method
+
+
+def is_observed(callbacks: CallbackManager) -> bool:
+    """Tell whether anyone looks on: the events of a short query take as long as its vector."""
+    if callbacks.handlers:
+        return True
+    for name in _DISPATCHERS:
+        dispatcher = get_dispatcher(name)
+        while True:
+            # What has the type itself does nothing; what is derived from it may.
+            if any(type(handler) is not NullEventHandler for handler in dispatcher.event_handlers):
+                return True
+            if any(type(handler) is not NullSpanHandler for handler in dispatcher.span_handlers):
+                return True
+            if not dispatcher.propagate:
+                break
+            dispatcher = dispatcher.parent
+    return False
