@@ -605,8 +605,8 @@ def train_sts(
     preset: Annotated[
         str,
         typer.Option(
-            help="trainable, trainable-linear, published, published-baseline, frozen or "
-            "frozen-linear."
+            help="trainable, trainable-linear, trainable-refit, published, published-baseline, "
+            "frozen or frozen-linear."
         ),
     ] = "frozen",
     model: Model = None,
