@@ -38,7 +38,8 @@ class UnitVectors(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.token_types:
-            features["token_type_ids"] = torch.zeros_like(input_ids)
+            # One row for all texts: each would look the same vector up for each of its pieces.
+            features["token_type_ids"] = torch.zeros_like(input_ids[:1])
         vectors = self.model(features)["sentence_embedding"]
         return nn.functional.normalize(vectors.float(), dim=1)
 
