@@ -8,7 +8,7 @@ written from all of them.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,7 @@ def _retrieval(bench: Bench, kind: str, seed: int) -> Row:
     if kind in ("1 dendrite", "2 dendrites") and seed:
         whole = _retrieval(bench, "3 dendrites", seed)
         if whole["dendrites"] <= config.dendrites:
-            return bench.once(kind, asdict(config), lambda: _beginning(whole, config.dendrites))
+            return bench.once(kind, config.settings(), lambda: _beginning(whole, config.dendrites))
     if not kind.startswith("MLP"):
         return bench.finetuned(kind, config)
 
@@ -135,7 +135,7 @@ def _retrieval(bench: Bench, kind: str, seed: int) -> Row:
             ),
         }
 
-    return bench.once(kind, {**asdict(config), "hidden": _HIDDEN}, measure)
+    return bench.once(kind, {**config.settings(), "hidden": _HIDDEN}, measure)
 
 
 def _beginning(whole: Row, dendrites: int) -> Row:
@@ -167,7 +167,12 @@ def _similarity(
                 return row
     known = _known_from(encoder, pairs, kind, seed, path)
     if known is not None:
-        taken = {"beginning_of": known["run"], "run": key, "name": name, "config": asdict(config)}
+        taken = {
+            "beginning_of": known["run"],
+            "run": key,
+            "name": name,
+            "config": config.settings(),
+        }
         row = {**known, **taken}
     elif kind.startswith("MLP"):
         objective = package._similarity(encoder, pairs.train, pairs.dev, config)
@@ -184,7 +189,7 @@ def _similarity(
             "parameters_added": fitted.parameters,
             "bytes_added": 4 * fitted.parameters,
             "seconds": round(fitted.seconds, 1),
-            "config": {**asdict(config), "hidden": _HIDDEN},
+            "config": {**config.settings(), "hidden": _HIDDEN},
             "model": encoder.fingerprint,
             "data": pairs.digest,
             "machine": machine(),

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -72,7 +72,7 @@ def _point(
     beside: bool,
 ) -> None:
     config = FinetuneConfig(dendrites=0, refit=not beside)
-    content = json.dumps([corpus.name, corpus.train.digest, size, seeds, beside, asdict(config)])
+    content = json.dumps([corpus.name, corpus.train.digest, size, seeds, beside, config.settings()])
     run = hashlib.sha256(content.encode()).hexdigest()[:16]
     if any(row["run"] == run for row in read_rows(path)):
         return
@@ -100,7 +100,7 @@ def _point(
             metric: [round(bound, 5) for bound in gain.intervals[metric]] for metric in _METRICS
         },
         "seconds": round((perf_counter() - begun) / len(seeds), 2),
-        "settings": asdict(config),
+        "settings": config.settings(),
         "model": encoder.fingerprint,
         "machine": machine("torch"),
     }

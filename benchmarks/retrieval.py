@@ -61,7 +61,11 @@ def main() -> None:
     parser.add_argument(
         "--trainable", type=int, metavar="EPOCHS", help="train the backbone as well, nothing else"
     )
-    parser.add_argument("--refit", action="store_true", help="also train on train and dev")
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="also train on train and dev; with --trainable nothing else",
+    )
     parser.add_argument("--alone", action="store_true", help="measure again what had to wait")
     parser.add_argument("--model", help="folder or hub name; by default all-MiniLM-L6-v2")
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
@@ -75,8 +79,10 @@ def main() -> None:
         bench.base()
         if options.trainable:
             for seed in options.seeds:
-                config = replace(_TRAINABLE, epochs=options.trainable, seed=seed)
-                bench.finetuned(f"all weights, {config.epochs} epochs", config)
+                config = replace(
+                    _TRAINABLE, epochs=options.trainable, seed=seed, refit=options.refit
+                )
+                bench.finetuned(name(config), config)
             continue
         refits = (False, True) if options.refit else (False,)
         for side, dendrites, refit, seed in product(
@@ -95,6 +101,9 @@ def main() -> None:
 
 def name(config: FinetuneConfig) -> str:
     """Name a recipe of the page."""
+    if config.backbone == "trainable":
+        epochs = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
+        return f"all weights, {epochs}" + (", refit" if config.refit else "")
     kind = f"up to {config.dendrites} dendrites" if config.dendrites else "linear"
     return f"{config.side}, {kind}" + (", refit" if config.refit else "")
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -108,9 +108,11 @@ class Bench:
 
     def finetuned(self, recipe: str, config: FinetuneConfig) -> Row:
         """Return the row of a fine-tuning by the package."""
-        return self.once(recipe, asdict(config), lambda: self._finetuned(config))
+        return self.once(recipe, config.settings(), lambda: self._finetuned(config))
 
-    def judged(self, tuned: Any, index: MemoryIndex, gamma: float | None = None) -> Row:
+    def judged(
+        self, tuned: Any, index: MemoryIndex, gamma: float | None = None, *, nudge: bool = True
+    ) -> Row:
         """Evaluate on test, nudge, and evaluate again; `gamma` None: chosen on dev.
 
         With a γ given the nudge learns from dev as well.
@@ -118,7 +120,7 @@ class Bench:
         corpus = self.corpus
         stages = {HEAD: evaluate(index, tuned, corpus.test)}
         row: Row = {"gamma": None, "nudge_seconds": 0.0}
-        if not corpus.unseen:  # otherwise no question is about the documents
+        if nudge and not corpus.unseen:  # otherwise no question is about the documents
             if gamma is None:
                 report = nudge_index(index, tuned, corpus.train, corpus.dev, NudgeConfig())
                 row["dev_nudged"] = round(report.curve[report.gamma], 5)
@@ -154,7 +156,9 @@ class Bench:
         else:
             index = index_of(tuned, corpus.test)
         embedding = perf_counter() - begun
-        judged = self.judged(tuned, index, result.gamma if config.refit else None)
+        gamma = result.gamma if config.refit else None
+        # Of a backbone that learnt from dev as well no question is left to choose γ.
+        judged = self.judged(tuned, index, gamma, nudge=not config.refit or gamma is not None)
         return {
             "dev": round(result.score, 5),
             "dev_before": round(result.baseline_score, 5),

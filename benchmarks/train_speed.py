@@ -101,7 +101,7 @@ def _theirs(
 def _ours(
     model: SentenceTransformer, train: SimilarityDataset, options: argparse.Namespace
 ) -> tuple[float, DendriticEncoder]:
-    tower = Tower(model.requires_grad_(True))
+    tower = Tower(model.requires_grad_(True), dropout=True)
     begun = perf_counter()
     pieces = tower.pieces([*train.sentences1, *train.sentences2], "document")
     objective = TextSimilarityObjective(

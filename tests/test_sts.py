@@ -56,6 +56,7 @@ def test_a_row_tells_the_run(tiny):
     assert row["bytes_added"] == 4 * row["parameters_added"] == 4 * 16 * 16
     assert row["config"]["learning_rate"] == 0.05
     assert FinetuneConfig(**row["config"]) == CONFIG
+    assert "dropout" not in row["config"]  # a frozen backbone has none
     assert json.loads(json.dumps(row)) == row
     assert not {"aaa", "bb"} & set(json.dumps(row).replace('"', " ").split())
 

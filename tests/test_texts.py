@@ -161,6 +161,8 @@ def test_the_dev_score_by_hand():
     assert objective.score(heads) == pytest.approx(1 / np.log2(3))
     with torch.no_grad():
         objective.tower.table[5] = torch.tensor([-1.0, 0.0])
+    assert objective.score(heads) < 1  # nothing is embedded before training begins
+    objective.epoch(heads)
     assert objective.score(heads) == 1.0  # embedded anew
 
 
@@ -169,6 +171,7 @@ def test_a_score_is_of_the_tower_as_it_is():
     objective = make_objective()
     with torch.no_grad():
         objective.tower.table[3] = VECTORS[1]
+    objective.epoch(Heads(2, "both"))
     assert objective.score(Heads(2, "both")) == pytest.approx(1)
 
 
@@ -220,12 +223,17 @@ def test_dendrites_grow_on_a_backbone_trained_on_questions(tiny, letters, perfor
     assert result.score > result.baseline_score
 
 
-def test_refit_trains_on_both_from_the_start(tiny, letters):
-    """The weights are others than without, and no γ is promised."""
+def test_refit_trains_on_both_from_the_start(tiny, letters, monkeypatch):
+    """The weights are others than without, no γ is promised, and dev, now learnt, is not scored."""
     train, dev = letters
+    scored, score = [], TextRetrievalObjective.score
+    monkeypatch.setattr(
+        TextRetrievalObjective, "score", lambda self, heads: scored.append(1) or score(self, heads)
+    )
     plain, refit = (finetune(tiny, train, dev, replace(CONFIG, refit=r)) for r in (False, True))
     assert plain.encoder.fingerprint != refit.encoder.fingerprint
     assert refit.gamma is None
+    assert len(scored) == 2 * (1 + CONFIG.epochs)
 
 
 def test_a_query_head_alone_is_refused(tiny, letters):

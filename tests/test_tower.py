@@ -25,6 +25,7 @@ CONFIG = FinetuneConfig(
     loss="cosine",
     learning_rate=1e-3,
     backbone_learning_rate=1e-2,
+    dropout=True,
 )
 
 
@@ -104,6 +105,16 @@ def test_a_trained_backbone_is_saved_and_loaded(tiny, tmp_path):
     )
 
 
+def test_nothing_is_dropped_unless_asked_for(tiny):
+    """The same texts have the same vectors twice while the tower is trained, or not."""
+    for dropout in (False, True):
+        tower = Tower.copy_of(tiny.backbone, dropout=dropout).train()
+        texts = tower.pieces(["abc", "de f"], "document")
+        first, second = (tower(texts, torch.arange(2)) for _ in range(2))
+        assert torch.equal(first, second) == (not dropout)
+        assert first.requires_grad
+
+
 def test_training_leaves_the_process_its_randomness(tiny):
     """Dropout draws from a seeded state; equal seeds give equal weights, others do not."""
     state = torch.get_rng_state()
@@ -126,6 +137,10 @@ def test_dendrites_grow_on_a_trained_backbone(tiny):
     assert result.score == best.score > result.baseline_score
     assert result.encoder.query_head.dendrites == best.dendrites
     assert result.history[-1].parameters > result.history[0].parameters
+    # Up to the dendrite it is training without one, dropout and all.
+    linear = finetune(tiny, TRAIN, DEV, replace(CONFIG, epochs=2))
+    losses = [epoch.loss for epoch in result.history[:2]]
+    assert losses == pytest.approx([epoch.loss for epoch in linear.history])
 
 
 def test_refit_trains_on_both_from_the_start(tiny):

@@ -54,9 +54,9 @@ class Schedule:
 class Epoch:
     """One epoch of training.
 
-    `score` is the dev score after it (nDCG@10, or Spearman's ρ for sentence pairs), `dendrites` how
-    many the heads had grown, `parameters` how many numbers were trained, `seconds` the time since
-    training began.
+    `score` is the dev score after it (nDCG@10, or Spearman's ρ for sentence pairs; NaN where dev is
+    trained on), `dendrites` how many the heads had grown, `parameters` how many numbers were
+    trained, `seconds` the time since training began.
     """
 
     epoch: int
@@ -200,7 +200,7 @@ def fit_linear(
                 epoch=number + 1,
                 dendrites=0,
                 loss=loss,
-                score=objective.score(heads),
+                score=dev_score(objective, heads, keep),
                 parameters=count_parameters(heads, objective),
                 seconds=perf_counter() - begun,
             )
@@ -213,6 +213,11 @@ def fit_linear(
                 checkpoint.save(done, heads, objective, optimizer, generator)
             on_epoch(row)
     return best
+
+
+def dev_score(objective: Objective, heads: Heads, keep: Keep) -> float:
+    """Return the dev score where it chooses, else NaN: for a trained backbone it takes a while."""
+    return objective.score(heads) if keep == "best" else math.nan
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def wandb_logger(
 ) -> Iterator[OnEpoch]:
     """Write a Weights & Biases run below a folder; in mode "offline" nothing leaves the machine.
 
-    `settings` are shown beside the run: give `asdict(config)`. No code, console output, machine
+    `settings` are shown beside the run: give `config.settings()`. No code, console output, machine
     figures or git state are recorded. Raises `ImportError` when the extra `wandb` is not installed.
     """
     # Its reports of its own errors are telemetry; it reads this when it is imported.

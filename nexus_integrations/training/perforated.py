@@ -35,6 +35,7 @@ from nexus_integrations.training.fit import (
     Schedule,
     Trained,
     count_parameters,
+    dev_score,
     new_optimizer,
     own_randomness,
     train_epoch,
@@ -90,6 +91,7 @@ def grow(
         if objective.tower is not None:
             objective.tower.save(folder / "backbone")
         job = {
+            "dropout": objective.tower is not None and objective.tower.dropout,
             "kind": objective.kind,
             "numbers": to_numbers(objective),
             "side": side,
@@ -233,11 +235,9 @@ def _read_objective(job: dict[str, Any]) -> Objective:
     from nexus_integrations.training.texts import TextRetrievalObjective, TextSimilarityObjective
     from nexus_integrations.training.tower import Tower
 
-    tower = Tower.load(Path("backbone"))
+    tower = Tower.load(Path("backbone"), dropout=job["dropout"])
     if job["kind"] == TextRetrievalObjective.kind:
-        questions = TextRetrievalObjective(tower=tower, **parts)
-        questions.choose_pool()
-        return questions
+        return TextRetrievalObjective(tower=tower, **parts)
     return TextSimilarityObjective(tower=tower, **parts)
 
 
@@ -306,7 +306,7 @@ def _grow_in_child(
                     epoch=number,
                     dendrites=tracker.member_vars["num_dendrites_added"],
                     loss=loss,
-                    score=objective.score(heads),
+                    score=dev_score(objective, heads, keep),
                     parameters=count_parameters(heads, objective),
                     seconds=perf_counter() - begun,
                 )

@@ -17,6 +17,7 @@ _PUBLISHED = FinetuneConfig(
     loss="cosine",
     learning_rate=2e-5,
     backbone_learning_rate=2e-5,
+    dropout=True,
     decay=False,
     batch_size=32,
     weight_decay=0.01,

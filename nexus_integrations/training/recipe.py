@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ class FinetuneConfig:
 
     A cycle is AdamW with `learning_rate` warmed up over its first tenth and falling linearly to
     zero (with `decay` False it stays as it is), in batches of `batch_size` queries (or sentence
-    pairs); a trained backbone has its own `backbone_learning_rate`. `loss` is that of sentence
+    pairs); a trained backbone has its own `backbone_learning_rate` and, with `dropout`, that of its
+    architecture, which takes twice as long. `loss` is that of sentence
     pairs, see `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
     weighs the squared change of vectors, in the loss; `nudge` is the γ of the NUDGE-N that training
     expects to follow (0: none). Both are of a frozen backbone alone. With `refit` heads of the size
@@ -77,6 +78,7 @@ class FinetuneConfig:
     loss: Loss = "cosent"
     learning_rate: float = 1e-3
     backbone_learning_rate: float = 2e-5
+    dropout: bool = False
     decay: bool = True
     batch_size: int = 64
     weight_decay: float = 0.0
@@ -113,6 +115,13 @@ class FinetuneConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.nudge < 4:
             raise ValueError(f"nudge must lie in 0 ≤ γ < 4, not {self.nudge}")
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting by name, but for the dropout that a frozen backbone has not."""
+        found = asdict(self)
+        if self.backbone == "frozen":
+            del found["dropout"]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +320,8 @@ def _trained(
             if tell is not None:
                 tell(epoch)
             bar.update()
-            bar.set_postfix(dendrites=epoch.dendrites, dev=f"{epoch.score:.4f}")
+            scored = {"dev": f"{epoch.score:.4f}"} if keep == "best" else {}
+            bar.set_postfix(dendrites=epoch.dendrites, **scored)
 
         if config.dendrites:
             trained = grow(
@@ -390,7 +400,7 @@ def _identity(
     config: FinetuneConfig,
 ) -> str:
     """Return a SHA-256, in hex, of all that the trained weights depend on."""
-    parts = [encoder.fingerprint, train.digest, dev.digest, json.dumps(asdict(config))]
+    parts = [encoder.fingerprint, train.digest, dev.digest, json.dumps(config.settings())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -483,7 +493,7 @@ def _retrieval_by_texts(
         check_fits(index, encoder)
         vectors = index.vectors(list(corpus))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    tower = Tower.copy_of(encoder.backbone)
+    tower = Tower.copy_of(encoder.backbone, dropout=config.dropout)
     rows = {id_: row for row, id_ in enumerate(corpus)}
     documents = tower.pieces(list(corpus.values()), "document")
     queries, dev_queries = (
@@ -553,7 +563,7 @@ def _similarity(
         from nexus_integrations.training.texts import TextSimilarityObjective
         from nexus_integrations.training.tower import Tower
 
-        tower = Tower.copy_of(encoder.backbone)
+        tower = Tower.copy_of(encoder.backbone, dropout=config.dropout)
         pieces = tower.pieces([*train.sentences1, *train.sentences2], "document")
         dev_pieces = tower.pieces([*dev.sentences1, *dev.sentences2], "document")
         return TextSimilarityObjective(

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -94,7 +94,7 @@ def run(
         "parameters_added": sum(array.size for array in weights),
         "bytes_added": sum(array.nbytes for array in weights),
         "seconds": round(seconds, 1),
-        "config": asdict(config),
+        "config": config.settings(),
         "history": [
             [epoch.epoch, epoch.dendrites, round(epoch.loss, 5), round(epoch.score, 5)]
             for epoch in result.history
@@ -108,7 +108,7 @@ def run(
 
 def run_id(encoder: DendriticEncoder, data: STSBenchmark, name: str, config: FinetuneConfig) -> str:
     """Return a hash of all that tells one run from another."""
-    content = json.dumps([encoder.fingerprint, data.digest, name, asdict(config)])
+    content = json.dumps([encoder.fingerprint, data.digest, name, config.settings()])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -136,7 +136,8 @@ class TextRetrievalObjective:
         self._drawn = self._first
         self._rivals = self._nearest_rivals()
         self._rival = self._rivals[:, 0]
-        self._pool: Tensor | None = None
+        self._pool = self._nearest_to_dev()
+        self._trained = False
 
     @property
     def dimension(self) -> int:
@@ -149,7 +150,8 @@ class TextRetrievalObjective:
         return len(self.starts) - 1
 
     def epoch(self, heads: Heads) -> None:
-        """Nothing to prepare."""
+        """Note that the tower is no longer the one that `vectors` came from."""
+        self._trained = True
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Draw passages for each question and yield the questions whose answers are alike long.
@@ -176,19 +178,14 @@ class TextRetrievalObjective:
         found = scores[rows, torch.searchsorted(passages, target)]
         return functional.softplus(rivals - found).mean()
 
-    def choose_pool(self) -> Tensor:
-        """Choose the passages that are scored, by the tower before it is trained: (n_pool,)."""
-        queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
-        nearest = (queries @ self.vectors.T).topk(min(_NEAREST, len(self.vectors))).indices
-        self._pool = torch.cat([nearest.flatten(), self.dev_answers[:, 1]]).unique()
-        return self._pool
-
     def score(self, heads: Heads) -> float:
         """Return nDCG@10 of the dev questions over the passages that are scored."""
-        texts = Pieces(self.document_pieces, self.document_starts)
-        pool = self.choose_pool() if self._pool is None else self._pool
+        pool = self._pool
         queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
-        passages = self.tower.embed(_chosen(texts, pool))  # (n_pool, dimension)
+        passages = self.vectors[pool]  # (n_pool, dimension)
+        if self._trained:
+            texts = Pieces(self.document_pieces, self.document_starts)
+            passages = self.tower.embed(_chosen(texts, pool))
         with torch.no_grad():
             documents = heads.documents(passages)
             scores = heads.queries(queries) @ documents.T  # (n_dev, n_pool)
@@ -228,6 +225,13 @@ class TextRetrievalObjective:
         relevant = torch.zeros(len(items), len(passages), dtype=torch.bool)
         relevant[row[question[here]], torch.searchsorted(passages, document[here])] = True
         return relevant
+
+    def _nearest_to_dev(self) -> Tensor:
+        """Return the passages that are scored, by the tower before it is trained: (n_pool,)."""
+        queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
+        nearest = (queries @ self.vectors.T).topk(min(_NEAREST, len(self.vectors))).indices
+        both: Tensor = torch.cat([nearest.flatten(), self.dev_answers[:, 1]]).unique()
+        return both
 
     def _nearest_rivals(self) -> Tensor:
         """Return each question's rivals, (n_questions, n_rivals), its answer where there are few.
