@@ -44,13 +44,15 @@ def runtime(tmp_path):
 def test_batches_hold_like_lengths_and_no_more_tokens_than_asked():
     """Lengths 3, 1, 3, 3, 2 at 6 pieces a batch: two threes, the third, the two, the one."""
     pieces = [[1] * length for length in (3, 1, 3, 3, 2)]
-    assert list(batches(pieces, 6)) == [[0, 2], [3], [4], [1]]
+    assert list(batches(pieces, 6, 64)) == [[0, 2], [3], [4], [1]]
 
 
 def test_short_texts_share_a_batch_and_long_ones_do_not():
-    """Three quarters of 8 are 6, so 8, 7 and 6 go together, and 5 begins anew; 70 waits for 70."""
+    """Three quarters of 8 are 6, so 8, 7 and 6 go together, and 5 begins anew; 70 waits for 70, or
+    takes 69 along where texts as long as that are padded."""
     pieces = [[1] * length for length in (70, 69, 8, 5, 6, 7, 70)]
-    assert list(batches(pieces, 1000)) == [[0, 6], [1], [2, 5, 4], [3]]
+    assert list(batches(pieces, 1000, 64)) == [[0, 6], [1], [2, 5, 4], [3]]
+    assert list(batches(pieces, 1000, 70)) == [[0, 6, 1], [2, 5, 4], [3]]
 
 
 def test_padding_by_hand():
@@ -62,7 +64,7 @@ def test_padding_by_hand():
 
 def test_a_text_longer_than_a_batch_is_one():
     """It cannot be divided."""
-    assert list(batches([[1] * 9, [1] * 9], 4)) == [[0], [1]]
+    assert list(batches([[1] * 9, [1] * 9], 4, 64)) == [[0], [1]]
 
 
 def test_equal_texts_are_embedded_once(runtime):
@@ -75,7 +77,9 @@ def test_equal_texts_are_embedded_once(runtime):
         return np.repeat(ids.sum(axis=1, keepdims=True), 2, axis=1).astype(np.float32)
 
     tokenizer = backbone._model.tokenizer
-    found = embed(["ab", "c", "ab"], "query", tokenizer, run, dimension=2, batch_tokens=64)
+    found = embed(
+        ["ab", "c", "ab"], "query", tokenizer, run, dimension=2, batch_tokens=64, padded_to=64
+    )
     assert len(seen) == 2
     np.testing.assert_array_equal(found[0], found[2])
     assert found[0, 0] != found[1, 0]
@@ -127,7 +131,17 @@ def test_an_error_of_a_batch_ends_the_others(runtime):
     tokenizer = replace(load_backbone(runtime)._model.tokenizer, max_length=0)
     texts = ["x" * (70 + n) for n in range(50)]
     with pytest.raises(MemoryError, match="no room"):
-        embed(texts, "query", tokenizer, run, dimension=2, batch_tokens=64, runs=2, run_beside=run)
+        embed(
+            texts,
+            "query",
+            tokenizer,
+            run,
+            dimension=2,
+            batch_tokens=64,
+            padded_to=64,
+            runs=2,
+            run_beside=run,
+        )
     assert len(ran) < 50
 
 

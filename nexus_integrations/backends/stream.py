@@ -17,9 +17,8 @@ Run = Callable[[Integers, Integers], Floats]
 Vectors are float32 (n, dimension).
 """
 
-# Texts of up to `_SHORT` pieces share a batch with others down to `_SHORTEST` of its longest one: a
+# A text is padded where it has at least this share of the pieces of its batch's longest one: a
 # product of few rows reads the weights for little, which costs more than the padding.
-_SHORT = 64
 _SHORTEST = 0.75
 
 # Word pieces that are worth parting for a second run at the same time.
@@ -38,15 +37,17 @@ def embed(
     *,
     dimension: int,
     batch_tokens: int,
+    padded_to: int,
     runs: int = 1,
     run_beside: Run | None = None,
 ) -> Floats:
     """Return the vectors of the texts, float32 (n, dimension).
 
-    Equal texts are embedded once. The texts of a batch have the same number of word pieces, short
-    ones about the same; it has at most `batch_tokens` of them, but at least one text. Where there
-    are several batches `run_beside`, which may be called from that many threads at a time, makes
-    `runs` of them at once. The next texts are tokenised while the model runs on these.
+    Equal texts are embedded once. The texts of a batch have about the same number of word pieces,
+    those longer than `padded_to` just the same; it has at most `batch_tokens` of them, but at least
+    one text. Where there are several batches `run_beside`, which may be called from that many
+    threads at a time, makes `runs` of them at once. The next texts are tokenised while the model
+    runs on these.
     """
     if len(texts) == 1:
         return run(*padded(tokenizer.pieces(texts, role)))
@@ -57,7 +58,7 @@ def embed(
     vectors = np.empty((len(unique), dimension), dtype=np.float32)
     with embedding_bar(len(unique), role) as bar:
         for start, pieces in _tokenised(unique, role, tokenizer):
-            parted = list(batches(pieces, _parted(pieces, batch_tokens, runs)))
+            parted = list(batches(pieces, _parted(pieces, batch_tokens, runs), padded_to))
             inputs = (padded([pieces[row] for row in rows]) for rows in parted)
             found: Iterator[Floats]
             if run_beside is None or len(parted) < 2:
@@ -72,12 +73,14 @@ def embed(
     return vectors[[row_of[text] for text in texts]]
 
 
-def batches(pieces: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+def batches(
+    pieces: Sequence[Sequence[int]], batch_tokens: int, padded_to: int
+) -> Iterator[list[int]]:
     """Give row numbers in batches, the longest texts first (memory fails early)."""
     batch: list[int] = []
     longest = 0
     for row in sorted(range(len(pieces)), key=lambda row: -len(pieces[row])):
-        least = longest * _SHORTEST if longest <= _SHORT else longest
+        least = longest * _SHORTEST if longest <= padded_to else longest
         if batch and (len(pieces[row]) < least or (len(batch) + 1) * longest > batch_tokens):
             yield batch
             batch = []

@@ -32,6 +32,9 @@ from nexus_integrations.types import Floats, Integers
 # Word pieces of a batch, padding included: few for a processor's caches, many for a graphics card.
 _BATCH_TOKENS = {True: 2048, False: 32_768}
 
+# Texts of any length are padded: all threads, or a graphics card, compute one batch together.
+_PADDED_TO = 1 << 30
+
 # Models that take texts get batches of about this many characters (some 2,000 word pieces).
 _BATCH_CHARACTERS = 16_384
 _BATCH_TEXTS = 64
@@ -170,6 +173,7 @@ class TorchBackbone:
                 self._run,
                 dimension=self.dimension,
                 batch_tokens=_BATCH_TOKENS[self.model.device.type == "cpu"],
+                padded_to=_PADDED_TO,
             )
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         encode = self.model.encode_query if role == "query" else self.model.encode_document
