@@ -62,9 +62,14 @@ def main() -> None:
         "--trainable", type=int, metavar="EPOCHS", help="train the backbone as well, nothing else"
     )
     parser.add_argument(
+        "--heads",
+        action="store_true",
+        help="with --trainable: then a head for each side on the backbone as it became",
+    )
+    parser.add_argument(
         "--refit",
         action="store_true",
-        help="also train on train and dev; with --trainable nothing else",
+        help="also train on train and dev; with --trainable nothing else, or the heads alone",
     )
     parser.add_argument("--alone", action="store_true", help="measure again what had to wait")
     parser.add_argument("--model", help="folder or hub name; by default all-MiniLM-L6-v2")
@@ -79,10 +84,13 @@ def main() -> None:
         bench.base()
         if options.trainable:
             for seed in options.seeds:
-                config = replace(
-                    _TRAINABLE, epochs=options.trainable, seed=seed, refit=options.refit
-                )
-                bench.finetuned(name(config), config)
+                config = replace(_TRAINABLE, epochs=options.trainable, seed=seed)
+                if options.heads:
+                    heads = FinetuneConfig(side="each", dendrites=0, seed=seed, refit=options.refit)
+                    bench.finetuned(f"{name(config)}, then {name(heads)}", config, heads)
+                else:
+                    config = replace(config, refit=options.refit)
+                    bench.finetuned(name(config), config)
             continue
         refits = (False, True) if options.refit else (False,)
         for side, dendrites, refit, seed in product(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -106,9 +106,17 @@ class Bench:
         """Return the row of the model as it is, and of nudges of its index."""
         return self.once("base", {}, self._base)
 
-    def finetuned(self, recipe: str, config: FinetuneConfig) -> Row:
-        """Return the row of a fine-tuning by the package."""
-        return self.once(recipe, config.settings(), lambda: self._finetuned(config))
+    def finetuned(
+        self, recipe: str, config: FinetuneConfig, then: FinetuneConfig | None = None
+    ) -> Row:
+        """Return the row of a fine-tuning by the package.
+
+        `then` trains heads on the backbone that `config` trained, in place of those it has.
+        """
+        settings = config.settings()
+        if then is not None:
+            settings["then"] = then.settings()
+        return self.once(recipe, settings, lambda: self._finetuned(config, then))
 
     def judged(
         self, tuned: Any, index: MemoryIndex, gamma: float | None = None, *, nudge: bool = True
@@ -144,9 +152,19 @@ class Bench:
                 report.undo(index)
         return {"seconds": 0.0, "nudge_seconds": seconds, **_figures(stages)}
 
-    def _finetuned(self, config: FinetuneConfig) -> Row:
+    def _finetuned(self, config: FinetuneConfig, then: FinetuneConfig | None) -> Row:
         corpus = self.corpus
         result = finetune(self.encoder, corpus.train, corpus.dev, config, index=self.index)
+        if then is not None:
+            bare = result.encoder.with_heads(query_head=None, document_head=None)
+            bench, begun = replace(self, encoder=bare), perf_counter()
+            vectors = bench.index, bench.test_index  # embedded now
+            embedding = perf_counter() - begun
+            assert all(map(len, vectors))
+            found = bench._finetuned(then, None)
+            found["seconds"] = round(result.seconds + found["seconds"], 2)
+            found["embedding_seconds"] = round(embedding + found["embedding_seconds"], 2)
+            return {**found, "dev_before_heads": round(result.score, 5)}
         tuned = result.encoder
         heads = {id(head): head for head in (tuned.query_head, tuned.document_head) if head}
         weights = [array for head in heads.values() for array in head.arrays.values()]
