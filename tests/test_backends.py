@@ -112,7 +112,15 @@ def test_several_batches_run_side_by_side_and_stay_in_order(runtime):
     tokenizer = load_backbone(runtime)._model.tokenizer
     tokenizer = replace(tokenizer, max_length=0)
     found = embed(
-        texts, "query", tokenizer, alone, dimension=2, batch_tokens=256, runs=2, run_beside=run
+        texts,
+        "query",
+        tokenizer,
+        alone,
+        dimension=2,
+        batch_tokens=256,
+        padded_to=64,
+        runs=2,
+        run_beside=run,
     )
     pieces = tokenizer.pieces(texts, "query")
     assert found.tolist() == [[text[1], len(text)] for text in pieces]
