@@ -38,8 +38,8 @@ one run, with its settings, its values per test question, and the machine. nDCG@
 all-MiniLM-L6-v2, mean over seeds with its 95 % interval (Student's t). The gain over the model as
 it is has an interval over questions (paired bootstrap of each question's mean over seeds). Heads
 were fitted on train, epoch and γ chosen on dev; "refit" heads were trained once more on train and
-dev. Seconds are training and nudging of a seed on one thread, where it had to wait for no other
-process; embedding comes on top.
+dev. Seconds are training and nudging of a seed on one thread, all weights on two, where it had to
+wait for no other process; embedding comes on top.
 """
 
 

@@ -221,6 +221,17 @@ async def test_a_query_is_reported_wherever_an_observer_is(table_encoder, place,
     assert len(debug.get_event_pairs(CBEventType.EMBEDDING)) == (2 if place == "callbacks" else 0)
 
 
+@pytest.mark.parametrize("place", ["root", "nexus_integrations.llama_index.embedding"])
+def test_a_query_has_its_span_wherever_a_span_handler_is(table_encoder, place, monkeypatch):
+    """On the root dispatcher or on this class's own, with no other observer."""
+    spans = SimpleSpanHandler()
+    handlers = get_dispatcher(place).span_handlers
+    monkeypatch.setattr(get_dispatcher(place), "span_handlers", [*handlers, spans])
+    embed_model = NexusEmbedding.from_encoder(table_encoder({"goldie": (1, 0)}))
+    assert embed_model.get_query_embedding("goldie") == [1, 0]
+    assert any("._get_query_embedding-" in span.id_ for span in spans.completed_spans)
+
+
 def test_another_class_embeds_its_own_way(table_encoder):
     """What a class that is derived from ours says about a query holds, observed or not."""
 

@@ -60,8 +60,8 @@ class FinetuneConfig:
     A cycle is AdamW with `learning_rate` warmed up over its first tenth and falling linearly to
     zero (with `decay` False it stays as it is), in batches of `batch_size` queries (or sentence
     pairs); a trained backbone has its own `backbone_learning_rate` and, with `dropout`, that of its
-    architecture, which takes twice as long. `loss` is that of sentence
-    pairs, see `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
+    architecture, which takes half as long again. `loss` is that of sentence pairs, see
+    `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
     weighs the squared change of vectors, in the loss; `nudge` is the γ of the NUDGE-N that training
     expects to follow (0: none). Both are of a frozen backbone alone. With `refit` heads of the size
     that dev chose are trained once more, on train and dev together.

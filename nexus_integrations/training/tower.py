@@ -54,7 +54,7 @@ class Tower(nn.Module):
     """A sentence-transformers model whose weights are trained.
 
     Products run in bfloat16 where the processor has it, everything that adds up in float32. Without
-    `dropout` nothing is left out at random: most of all in attention that costs half of the time.
+    `dropout` nothing is left out at random: in attention that rules out PyTorch's fused kernel.
     """
 
     def __init__(self, model: SentenceTransformer, *, dropout: bool = False) -> None:
