@@ -327,7 +327,7 @@ def finetune(
             if tensorboard is not None:
                 loggers.append(stack.enter_context(tensorboard_logger(tensorboard)))
             if wandb is not None:
-                settings = {k: v for k, v in asdict(config).items() if v is not None}
+                settings = {k: v for k, v in config.settings().items() if v is not None}
                 loggers.append(stack.enter_context(wandb_logger(wandb, settings=settings)))
 
             def tell(epoch: "Epoch") -> None:
@@ -605,8 +605,8 @@ def train_sts(
     preset: Annotated[
         str,
         typer.Option(
-            help="trainable, trainable-linear, trainable-refit, published, published-baseline, "
-            "frozen or frozen-linear."
+            help="trainable, trainable-linear, trainable-average, trainable-refit, published, "
+            "published-baseline, frozen or frozen-linear."
         ),
     ] = "frozen",
     model: Model = None,
@@ -650,11 +650,14 @@ def train_sts(
             sts.append_row(rows, row)
         if plot is not None:
             plot_growth(result.history, result.baseline_score, plot)
+        kept = f"best of {row['epochs']} epochs: {row['best_epoch']}"
+        if config.average > 1:
+            kept = f"mean of {config.average} runs of {config.epochs} epochs"
         Reporter(as_json).result(
             row,
             f"dev Spearman {row['dev_before']:.4f} → {row['dev']:.4f}, test {row['test']:.4f}, "
-            f"{row['dendrites']} dendrites kept, best of {row['epochs']} epochs: "
-            f"{row['best_epoch']}, {row['seconds']:.0f} s. Saved to {output}.",
+            f"{row['dendrites']} dendrites kept, {kept}, {row['seconds']:.0f} s. "
+            f"Saved to {output}.",
         )
 
 

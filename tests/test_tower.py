@@ -15,6 +15,7 @@ import torch
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.training.recipe import FinetuneConfig, finetune
+from nexus_integrations.training.sts import similarity_score
 from nexus_integrations.training.tower import Pieces, Tower, like_length
 
 CONFIG = FinetuneConfig(
@@ -87,11 +88,7 @@ def test_the_backbone_is_trained_and_the_one_given_is_not(tiny):
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(tiny).items())
     assert result.encoder.backbone.digest != tiny.backbone.digest
     # The score reported is that of the encoder returned.
-    from scipy.stats import spearmanr
-
-    first, second = (result.encoder.encode_documents(s) for s in (DEV.sentences1, DEV.sentences2))
-    rho = spearmanr(np.einsum("ij,ij->i", first, second), DEV.scores).statistic
-    assert rho == pytest.approx(result.score, abs=1e-6)
+    assert similarity_score(result.encoder, DEV) == pytest.approx(result.score, abs=1e-6)
     assert not any(p.requires_grad for p in result.encoder.backbone.model.parameters())
 
 
@@ -152,6 +149,24 @@ def test_refit_trains_on_both_from_the_start(tiny):
     )
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_runs_of_several_seeds_are_averaged(tiny, refit):
+    """Each run starts from the backbone given, and all weights are the mean over the seeds."""
+    config = replace(CONFIG, refit=refit)
+    runs = [finetune(tiny, TRAIN, DEV, replace(config, seed=seed)).encoder for seed in (0, 1)]
+    mean = finetune(tiny, TRAIN, DEV, replace(config, average=2))
+    first, second = map(weights, runs)
+    for name, tensor in weights(mean.encoder).items():
+        torch.testing.assert_close(tensor, (first[name] + second[name]) / 2, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        mean.encoder.query_head.weight,
+        (runs[0].query_head.weight + runs[1].query_head.weight) / 2,
+        atol=1e-6,
+    )
+    if not refit:
+        assert mean.score == pytest.approx(similarity_score(mean.encoder, DEV), abs=1e-6)
+
+
 # Checkpoints.
 
 
@@ -193,6 +208,20 @@ finetune(encoder, TRAIN, DEV, config, checkpoint_dir={str(tmp_path / "run")!r})
     again = finetune(tiny, TRAIN, DEV, config, checkpoint_dir=tmp_path / "run")
     assert again.encoder.fingerprint == whole.encoder.fingerprint
     assert [epoch.seconds for epoch in again.history] == [e.seconds for e in resumed.history]
+
+
+def test_an_average_goes_on_with_the_run_it_was_at(tiny, tmp_path):
+    """Each seed has a folder: the first is read again, the second trained from where it was."""
+    config = replace(CONFIG, average=2)
+    whole = finetune(tiny, TRAIN, DEV, config, checkpoint_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0", "seed-1"]
+    for path in (tmp_path / "seed-1").iterdir():
+        path.unlink()
+    again = finetune(tiny, TRAIN, DEV, config, checkpoint_dir=tmp_path)
+    assert again.encoder.fingerprint == whole.encoder.fingerprint
+    seconds = [[epoch.seconds for epoch in result.history] for result in (whole, again)]
+    assert seconds[0][:4] == seconds[1][:4]
+    assert seconds[0][4:] != seconds[1][4:]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path):

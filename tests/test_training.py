@@ -192,6 +192,8 @@ def test_the_learning_rate_rises_and_falls():
         ({"loss": "mse"}, "loss must be one of cosent, cosine, angle, not 'mse'"),
         ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, not 0"),
         ({"nudge": 4}, "nudge must lie in 0 ≤ γ < 4, not 4"),
+        ({"average": 0}, "average must be at least 1, not 0"),
+        ({"average": 2}, "dendrites of several runs cannot be averaged: use average with dend"),
     ],
 )
 def test_settings_are_checked_on_construction(options, message):
@@ -417,6 +419,55 @@ def test_heads_stay_untrained_when_nothing_helps(small):
     assert result.encoder.query_head.is_identity
     assert result.encoder.fingerprint == encoder.fingerprint
     assert len(result.history) == 6
+
+
+@pytest.mark.parametrize("side", ["query", "each"])
+def test_runs_of_several_seeds_are_averaged(small, side):
+    """Every head is the mean of its like over seeds 4, 5 and 6; the score is that of the mean."""
+    encoder, dataset = small
+    config = replace(LINEAR, side=side, epochs=20, batch_size=2, learning_rate=0.05, anchor=0.0)
+    runs = [finetune(encoder, dataset, dataset, replace(config, seed=seed)) for seed in (4, 5, 6)]
+    told = []
+    config = replace(config, seed=4, average=3)
+    mean = finetune(encoder, dataset, dataset, config, on_epoch=told.append)
+    for name in ("query_head",) if side == "query" else ("query_head", "document_head"):
+        weights = [getattr(run.encoder, name).weight for run in runs]
+        assert not np.array_equal(weights[0], weights[1])
+        np.testing.assert_allclose(
+            getattr(mean.encoder, name).weight, np.mean(weights, axis=0), atol=1e-6
+        )
+    assert (
+        mean.score
+        == evaluate(
+            MemoryIndex(
+                list(dataset.corpus), mean.encoder.encode_documents(list(dataset.corpus.values()))
+            ),
+            mean.encoder,
+            dataset,
+        ).metrics["ndcg@10"]
+    )
+    assert told == mean.history
+    assert [epoch.epoch for epoch in mean.history] == list(range(1, 61))
+    assert [epoch.score for epoch in mean.history] == [e.score for r in runs for e in r.history]
+    seconds = [epoch.seconds for epoch in mean.history]
+    assert seconds == sorted(seconds)
+
+
+def test_a_mean_that_does_not_help_leaves_the_heads_untrained(small, monkeypatch):
+    """Runs that gain, and a mean that does not: what counts is the mean."""
+    encoder, dataset = small
+    monkeypatch.setattr(recipe, "_score", lambda *_: 0.0)
+    config = replace(LINEAR, epochs=60, learning_rate=0.1, anchor=0.0, average=2)
+    result = finetune(encoder, dataset, dataset, config)
+    assert max(epoch.score for epoch in result.history) > result.baseline_score
+    assert result.score == result.baseline_score
+    assert result.encoder.query_head.is_identity
+
+
+def test_one_run_is_told_from_an_average_by_its_settings():
+    """Rows that were recorded before there were averages keep their ids."""
+    assert "average" not in LINEAR.settings()
+    assert replace(LINEAR, average=2).settings()["average"] == 2
 
 
 def test_an_old_document_head_is_kept_or_replaced(small):

@@ -25,7 +25,7 @@ from nexus_integrations.extras import extra
 from nexus_integrations.types import Floats, Integers
 
 # Word pieces of a batch. More fill the second-level cache of a core and gain nothing.
-_BATCH_TOKENS = 1024
+_BATCH_TOKENS = 512
 
 # Longer texts are not padded: attention takes longer with a mask, and one of them fills a core.
 _PADDED_TO = 64

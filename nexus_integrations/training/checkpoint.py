@@ -33,6 +33,10 @@ class Checkpoint:
         self.folder = folder
         self.identity = identity
 
+    def part(self, name: str) -> "Checkpoint":
+        """Return the checkpoint of one of several runs, in a folder of its own below this one."""
+        return Checkpoint(self.folder / name, self.identity)
+
     def history(self) -> list[dict[str, Any]]:
         """Return the epochs that are done, none where nothing was saved.
 

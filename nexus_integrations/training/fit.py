@@ -1,12 +1,13 @@
 """The epochs: one loop for every objective, for plain layers and for layers that grow."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,6 +108,23 @@ class Trained:
                 if name.startswith("tower.")
             },
         )
+
+    @classmethod
+    def mean(cls, runs: "Sequence[Trained]") -> "Trained":
+        """Return the mean of several runs, weight by weight; their heads are linear."""
+        if len(runs) == 1:
+            return runs[0]
+        heads = [
+            replace(parts[0], weight=np.mean([head.weight for head in parts], axis=0))
+            for parts in zip(*(run.heads for run in runs), strict=True)
+        ]
+        tower = {
+            name: torch.stack([run.tower[name] for run in runs]).mean(0)
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in runs[0].tower.items()
+        }
+        return cls(heads=heads, tower=tower)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything by name, as a safetensors file takes it."""

@@ -1,9 +1,11 @@
 """The heads while they are trained, and what they become afterwards."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,6 +37,15 @@ class Heads(nn.Module):
         self.side = side
         self.first = Residual(dimension)
         self.second = Residual(dimension) if side == "each" else None
+
+    @classmethod
+    def linear(cls, heads: Sequence[DendriticHead], side: Side) -> "Heads":
+        """Return the modules of linear heads, one or, under side "each", two."""
+        modules = cls(heads[0].dimension, side)
+        for part, head in zip((modules.first, modules.second), heads, strict=False):
+            if part is not None:
+                part.layer.weight.data = torch.from_numpy(head.weight.copy())
+        return modules
 
     def queries(self, vectors: Tensor) -> Tensor:
         """Map query vectors."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -64,7 +64,9 @@ class FinetuneConfig:
     `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
     weighs the squared change of vectors, in the loss; `nudge` is the γ of the NUDGE-N that training
     expects to follow (0: none). Both are of a frozen backbone alone. With `refit` heads of the size
-    that dev chose are trained once more, on train and dev together.
+    that dev chose are trained once more, on train and dev together. `average` is how many runs, of
+    the seeds from `seed` on, are averaged weight by weight (model soups, Wortsman et al., 2022): of
+    linear heads, since dendrites of two runs have no order in common.
 
     The defaults were chosen by cross-validation over the train and dev queries of two corpora.
     """
@@ -86,6 +88,7 @@ class FinetuneConfig:
     anchor: float = 0.5
     nudge: float = 0.02
     refit: bool = False
+    average: int = 1
     split_by: str = "query"
     seed: int = 0
 
@@ -105,6 +108,7 @@ class FinetuneConfig:
             ("tries", 1),
             ("epochs", 1),
             ("batch_size", 1),
+            ("average", 1),
             ("weight_decay", 0),
             ("anchor", 0),
         ):
@@ -115,12 +119,21 @@ class FinetuneConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.nudge < 4:
             raise ValueError(f"nudge must lie in 0 ≤ γ < 4, not {self.nudge}")
+        if self.average > 1 and self.dendrites:
+            raise ValueError(
+                "dendrites of several runs cannot be averaged: use average with dendrites=0"
+            )
 
     def settings(self) -> dict[str, Any]:
-        """Return every setting by name, but for the dropout that a frozen backbone has not."""
+        """Return every setting that has a part in training, by name.
+
+        A frozen backbone has no dropout, and a single run no average.
+        """
         found = asdict(self)
         if self.backbone == "frozen":
             del found["dropout"]
+        if self.average == 1:
+            del found["average"]
         return found
 
 
@@ -128,8 +141,9 @@ class FinetuneConfig:
 class FinetuneResult:
     """A trained encoder and how it came about.
 
-    `history` holds every epoch; `baseline_score` and `score` are the dev score (`metric`: nDCG@10,
-    or Spearman's ρ of sentence pairs) before and after, the latter before any refit. `gamma` is the
+    `history` holds every epoch, of averaged runs one after another; `baseline_score` and `score`
+    are the dev score (`metric`: nDCG@10, or Spearman's ρ of sentence pairs) before and after, the
+    latter before any refit. `gamma` is the
     γ of a NUDGE-N with the training queries that serves the dev queries best (None for sentence
     pairs and after the backbone was trained): after a refit, which has seen the dev queries, it is
     the one to nudge with. `dev_source` tells where the dev set came from, `repeated` how many dev
@@ -179,9 +193,9 @@ def finetune(
     untrained heads on dev, the heads stay untrained.
 
     With `checkpoint_dir` the state after every epoch is kept there, with the best epoch's weights
-    and `metrics.json`; called again with equal arguments, training goes on behind the last epoch
-    and ends with equal weights. Growing dendrites on a frozen backbone takes seconds and starts
-    again; so does training a backbone on questions.
+    and `metrics.json`, of averaged runs in a folder each; called again with equal arguments,
+    training goes on behind the last epoch and ends with equal weights. Growing dendrites on a
+    frozen backbone takes seconds and starts again; so does training a backbone on questions.
 
     `on_epoch` is called after every epoch, as the loggers of `training.loggers` are.
 
@@ -221,8 +235,8 @@ def finetune(
         checkpoint = Checkpoint(Path(checkpoint_dir), _identity(encoder, train, dev, config))
     while True:
         try:
-            trained, history = _trained(
-                objective, config, keep="best", checkpoint=checkpoint, tell=on_epoch
+            trained, history = _averaged(
+                objective, config, start, keep="best", checkpoint=checkpoint, tell=on_epoch
             )
             break
         except (MemoryError, RuntimeError) as error:
@@ -230,17 +244,18 @@ def finetune(
             if smaller is None:
                 raise
             objective = smaller
-    if max(epoch.score for epoch in history) > baseline:
-        score = max(epoch.score for epoch in history)
+    reached = max(epoch.score for epoch in history)
+    if config.average > 1:
+        reached = _score(objective, trained, config.side)
+    if reached > baseline:
+        score = reached
     else:
         untrained = [DendriticHead.untrained(objective.dimension) for _ in trained.heads]
         trained = Trained(heads=untrained, tower=start)
     gamma = _best_gamma(objective, trained.heads, config.side)
     if config.refit and score > baseline:
-        if objective.tower is not None:
-            objective.tower.load_state_dict(start)
         grown = replace(config, dendrites=max(head.dendrites for head in trained.heads))
-        trained, _ = _trained(objective.with_dev_in_train(), grown, keep="last")
+        trained, _ = _averaged(objective.with_dev_in_train(), grown, start, keep="last")
     return FinetuneResult(
         encoder=_with_trained(encoder, objective, trained, config.side),
         history=history,
@@ -293,14 +308,53 @@ def _smaller(
     )
 
 
-def _trained(
+def _averaged(
     objective: Objective,
     config: FinetuneConfig,
+    start: Mapping[str, Tensor],
     keep: Keep,
     checkpoint: Checkpoint | None = None,
     tell: Callable[[Epoch], None] | None = None,
 ) -> tuple[Trained, list[Epoch]]:
-    """Return one head, or two for side "each", with a trained backbone, and the history."""
+    """Train as many runs as are averaged, each from `start`; return the mean and all epochs."""
+    runs: list[Trained] = []
+    history: list[Epoch] = []
+    for number in range(config.average):
+        if objective.tower is not None:
+            objective.tower.load_state_dict(start)
+        done, elapsed = len(history), history[-1].seconds if history else 0.0
+
+        def on_epoch(epoch: Epoch, done: int = done, elapsed: float = elapsed) -> None:
+            history.append(
+                replace(epoch, epoch=done + epoch.epoch, seconds=elapsed + epoch.seconds)
+            )
+            if tell is not None:
+                tell(history[-1])
+
+        seed = config.seed + number
+        if checkpoint is not None and config.average > 1:
+            own: Checkpoint | None = checkpoint.part(f"seed-{seed}")
+        else:
+            own = checkpoint
+        runs.append(_trained(objective, replace(config, seed=seed), keep, own, on_epoch))
+    return Trained.mean(runs), history
+
+
+def _score(objective: Objective, trained: Trained, side: Side) -> float:
+    """Return the dev score of linear heads, and of the backbone trained with them."""
+    if objective.tower is not None:
+        objective.tower.load_state_dict(trained.tower)
+    return objective.score(Heads.linear(trained.heads, side))
+
+
+def _trained(
+    objective: Objective,
+    config: FinetuneConfig,
+    keep: Keep,
+    checkpoint: Checkpoint | None,
+    tell: Callable[[Epoch], None],
+) -> Trained:
+    """Return one head, or two for side "each", with a trained backbone."""
     schedule = Schedule(
         epochs=config.epochs,
         first_epochs=config.warmup_epochs,
@@ -310,15 +364,12 @@ def _trained(
         constant=not config.decay,
         backbone_rate=config.backbone_learning_rate,
     )
-    history: list[Epoch] = []
     total = schedule.length(0) + config.dendrites * config.epochs
     title = "fine-tune" if keep == "best" else "refit"
     with progress_bar(total=total, desc=title, unit="epoch") as bar:
 
         def on_epoch(epoch: Epoch) -> None:
-            history.append(epoch)
-            if tell is not None:
-                tell(epoch)
+            tell(epoch)
             bar.update()
             scored = {"dev": f"{epoch.score:.4f}"} if keep == "best" else {}
             bar.set_postfix(dendrites=epoch.dendrites, **scored)
@@ -345,7 +396,7 @@ def _trained(
                 keep=keep,
                 checkpoint=checkpoint,
             )
-    return trained, history
+    return trained
 
 
 def _best_gamma(objective: Objective, heads: Sequence[DendriticHead], side: Side) -> float | None:
