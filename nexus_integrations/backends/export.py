@@ -19,6 +19,7 @@ from nexus_integrations.types import Floats, Integers
 
 _ATTENTION = "nexus_onnx"
 _TOLERANCE = 1e-5  # between the graph's vectors and the model's, in float32
+_LONGEST = 1024  # word pieces of a text that they are compared on
 
 
 class UnitVectors(nn.Module):
@@ -44,13 +45,13 @@ class UnitVectors(nn.Module):
         return nn.functional.normalize(vectors.float(), dim=1)
 
 
-def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
+def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int, max_length: int) -> None:
     """Write the graph and its weights, and hold its vectors against the model's.
 
     The graph takes ids and their mask, int64 (n, length) both. Attention becomes one operator where
     the model's architecture has transformers' interface for it, without the mask where nothing is
     padded, since its faster kernel takes none; and what the architecture writes out where not.
-    `vocabulary` is the number of its word pieces.
+    `vocabulary` is the number of its word pieces, `max_length` how many it reads of a text.
 
     Raises `ImportError` without onnx and onnxscript, `ValueError` for a model that cannot be
     exported.
@@ -62,9 +63,9 @@ def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
     failures = []
     for attention in (_ATTENTION, "eager"):
         try:
-            with _attention(vectors.model, attention):
+            with _silence(), _attention(vectors.model, attention):
                 _write(vectors, folder)
-            return _compare(vectors, folder, vocabulary)
+            return _compare(vectors, folder, vocabulary, max_length)
         except Exception as error:  # the exporter fails in many ways, deep in three libraries
             if _is_the_machines(error):
                 raise
@@ -88,7 +89,7 @@ def _write(vectors: UnitVectors, folder: Path) -> None:
     mask = torch.ones_like(ids)
     mask[0, 5:] = 0
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    with torch.no_grad(), _silence():
+    with torch.no_grad():
         program = torch.onnx.export(
             vectors,
             (ids, mask),
@@ -150,7 +151,11 @@ def _maskless_where_whole(model: Any) -> Any:
     from onnx import TensorProto, helper
 
     graph = model.graph
-    found = [node for node in graph.node if node.op_type == "MultiHeadAttention"]
+    found = [
+        node
+        for node in graph.node
+        if node.op_type == "MultiHeadAttention" and len(node.input) == 4  # with a mask of texts
+    ]
     if not found:
         return model
     instead = {}
@@ -176,12 +181,14 @@ def _maskless_where_whole(model: Any) -> Any:
     return model
 
 
-def _compare(vectors: UnitVectors, folder: Path, vocabulary: int) -> None:
+def _compare(vectors: UnitVectors, folder: Path, vocabulary: int, max_length: int) -> None:
     from nexus_integrations.backends.onnx import run_graph, session
 
     graph = session(folder / GRAPH, None)
     rng = np.random.default_rng(0)
-    for shape, whole in (((1, 1), True), ((2, 29), True), ((3, 12), True), ((4, 15), False)):
+    longest = min(max_length or _LONGEST, _LONGEST)  # what sees a window alone shows in long texts
+    shapes = [((1, 1), True), ((2, 29), True), ((3, 12), True), ((4, 15), False)]
+    for shape, whole in [*shapes, ((1, longest), True), ((4, longest), False)]:
         ids: Integers = rng.integers(0, vocabulary, shape)
         mask = np.ones_like(ids)
         if not whole:
@@ -203,11 +210,11 @@ def _one_operator(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as one operator of ONNX Runtime.
+    """Attention as one operator of ONNX Runtime, for as many keys as queries.
 
-    It is for what every encoder has: all positions see all that is no padding, as many keys as
-    queries. What differs shows in the comparison that follows. `attention_mask` is that of the
-    texts, (n, length).
+    `attention_mask` is that of the texts, (n, length), where all positions see all that is no
+    padding, and what is added to the scores, (n, 1, length, length), where they see less: within a
+    window, or what precedes them.
     """
     texts, heads, length, width = query.shape
 
@@ -216,12 +223,17 @@ def _one_operator(
 
     if key.shape != query.shape or value.shape != query.shape:
         raise ValueError("its attention has other keys than an encoder's")
-    if attention_mask is None or attention_mask.shape != (texts, length):
-        raise ValueError("its attention has another mask than an encoder's")
+    if attention_mask is None:
+        raise ValueError("its attention has no mask")
+    given: tuple[Tensor | None, ...]
+    if attention_mask.shape == (texts, length):
+        # Its place is after that of a bias: `_maskless_where_whole` puts it there.
+        given = (attention_mask.to(torch.int32),)
+    else:
+        given = (None, None, attention_mask.expand(texts, 1, length, length))
     found = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        # The mask's place is after that of a bias: `_maskless_where_whole` puts it there.
-        (flat(query), flat(key), flat(value), attention_mask.to(torch.int32)),
+        (flat(query), flat(key), flat(value), *given),
         {"num_heads": heads, "scale": float(scaling if scaling is not None else width**-0.5)},
         dtype=query.dtype,
         shape=(texts, length, heads * width),
@@ -230,8 +242,15 @@ def _one_operator(
     return found.reshape(texts, length, heads, width), None
 
 
-def _mask_of_texts(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
-    return attention_mask
+def _mask(
+    *, mask_function: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """Return the mask that `_one_operator` takes; `mask_function` tells who sees whom."""
+    from transformers.masking_utils import bidirectional_mask_function, eager_mask
+
+    if mask_function is bidirectional_mask_function:
+        return attention_mask
+    return eager_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
 
 
 @contextlib.contextmanager
@@ -240,7 +259,7 @@ def _attention(model: nn.Module, name: str) -> Iterator[None]:
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
     AttentionInterface.register(_ATTENTION, _one_operator)
-    AttentionMaskInterface.register(_ATTENTION, _mask_of_texts)
+    AttentionMaskInterface.register(_ATTENTION, _mask)
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [module.config._attn_implementation for module in models]
     try:
@@ -254,10 +273,11 @@ def _attention(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's hints for its developers out of the output."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep hints for developers, the exporter's and transformers', out of the output."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers.modeling_utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with (
             warnings.catch_warnings(),
@@ -268,4 +288,5 @@ def _silence() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -26,7 +26,7 @@ PROBE = "probe.safetensors"
 
 _FORMAT = "nexus-runtime"
 _VERSION = 1
-RECIPE = 9
+RECIPE = 10
 """The number of the graphs' recipe: with another one, cached ones are made anew."""
 
 # What a failed export depends on beside the model.

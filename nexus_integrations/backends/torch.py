@@ -215,7 +215,7 @@ class TorchBackbone:
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
             model = UnitVectors(copy.deepcopy(self.model).cpu(), self._token_types)
-        export_graph(model, folder, len(self.model.tokenizer))
+        export_graph(model, folder, len(self.model.tokenizer), self.max_length)
         exact: Literal["float32", "int8"] = "float32" if chosen == "float32" else "int8"
         if exact == "int8":
             from nexus_integrations.backends.int8 import quantise_graph
