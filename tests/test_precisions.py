@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -225,14 +224,3 @@ def test_a_channel_that_dwarfs_the_others_costs_them_nothing():
     error = np.abs(found - exact).max()
     assert "MatMulIntegerToFloat" in {node.op_type for node in rewritten.graph.node}
     assert error < 0.2  # of values that vary by ±10
-
-
-def test_threads_are_restored_whoever_runs_at_the_same_time(tiny_model):
-    """Two encoders that set the process's number, used from four threads at once."""
-    import torch
-
-    encoders = [DendriticEncoder.load(tiny_model, backend="torch", num_threads=n) for n in (1, 3)]
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        list(pool.map(lambda n: encoders[n % 2].encode_queries([f"text {n}"]), range(200)))
-    assert torch.get_num_threads() == before

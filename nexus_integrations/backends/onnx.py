@@ -20,7 +20,7 @@ from nexus_integrations.backends.folder import (
     read_runtime,
 )
 from nexus_integrations.backends.stream import embed
-from nexus_integrations.backends.threads import cores
+from nexus_integrations.backends.threads import Turns, cores
 from nexus_integrations.extras import extra
 from nexus_integrations.types import Floats, Integers
 
@@ -147,8 +147,8 @@ class OnnxBackbone:
             dimension=self.dimension,
             batch_tokens=_BATCH_TOKENS,
             padded_to=_PADDED_TO,
-            runs=self._threads,
-            run_beside=self._run_beside if self._threads > 1 else None,
+            runs=self._turns.threads,
+            run_beside=self._run_beside if self._turns.threads > 1 else None,
         )
 
     def save(self, folder: Path) -> None:
@@ -176,25 +176,13 @@ class OnnxBackbone:
 
     def _run(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by all threads."""
-        held = 0
-        try:
-            with self._queue:  # who waits for all threads is waited for
-                while held < self._threads:
-                    self._free.acquire()
-                    held += 1
+        with self._turns.all():
             return run_graph(self._session, ids, mask)
-        finally:
-            if held:
-                self._free.release(held)
 
     def _run_beside(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by one thread, the caller's, beside others."""
-        with self._queue:
-            self._free.acquire()
-        try:
+        with self._turns.one():
             return run_graph(self._session_of_one(), ids, mask)
-        finally:
-            self._free.release()
 
     def _session_of_one(self) -> Any:
         with self._making:
@@ -203,12 +191,10 @@ class OnnxBackbone:
             return self._one
 
     def _begin_process(self) -> None:
-        self._threads = self.num_threads or cores()
-        self._free = threading.Semaphore(self._threads)
-        self._queue = threading.Lock()
+        self._turns = Turns(self.num_threads or cores())
         self._making = threading.Lock()
         _inherited.extend([self._session, self._one])
-        self._session = session(self._runtime / GRAPH, self._threads)
+        self._session = session(self._runtime / GRAPH, self._turns.threads)
         self._one = None
         self._process = os.getpid()
 

@@ -1,6 +1,9 @@
-"""How many threads one batch is worth on this machine."""
+"""How many threads one batch is worth on this machine, and whose turn they are."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _SMT = Path("/sys/devices/system/cpu/smt/active")
@@ -23,6 +26,42 @@ def cores() -> int:
     if quota.isdigit() and period.isdigit():
         count = min(count, -(-int(quota) // int(period)))
     return max(count, 1)
+
+
+class Turns:
+    """A number of threads that several callers compute with, all of them or one at a time.
+
+    No more compute than that, whoever calls; who waits for all of them is waited for.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._free = threading.Semaphore(threads)
+        self._queue = threading.Lock()
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """Take all threads."""
+        held = 0
+        try:
+            with self._queue:
+                while held < self.threads:
+                    self._free.acquire()
+                    held += 1
+            yield
+        finally:
+            if held:
+                self._free.release(held)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Take one thread, beside others."""
+        with self._queue:
+            self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def _read(path: Path) -> str:

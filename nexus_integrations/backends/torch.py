@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,22 +19,25 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from torch import nn
 from transformers.utils import logging
 
 from nexus_integrations.backends import Precision, Role
+from nexus_integrations.backends.bfloat16 import in_bfloat16
 from nexus_integrations.backends.export import UnitVectors
 from nexus_integrations.backends.folder import RuntimeModel, precise_digest, write_runtime
 from nexus_integrations.backends.stream import embed
+from nexus_integrations.backends.threads import Turns, cores
 from nexus_integrations.backends.tokens import TextTokenizer, plain_definition
 from nexus_integrations.progress import embedding_bar
 from nexus_integrations.types import Floats, Integers
 
-# Word pieces of a batch, padding included: few for a processor's caches, many for a graphics card.
-_BATCH_TOKENS = {True: 2048, False: 32_768}
+# By "is it a processor". Word pieces of a batch, padding included: few for a processor's caches,
+# many for a graphics card.
+_BATCH_TOKENS = {True: 1024, False: 32_768}
 
-# Texts of any length are padded: all threads, or a graphics card, compute one batch together.
-_PADDED_TO = 1 << 30
+# Up to this many pieces texts are padded to one length: a longer one fills a core, which attention
+# costs less without a mask, and a graphics card takes them all.
+_PADDED_TO = {True: 64, False: 1 << 30}
 
 # Models that take texts get batches of about this many characters (some 2,000 word pieces).
 _BATCH_CHARACTERS = 16_384
@@ -52,8 +56,9 @@ _Key = tuple[str, str, str, int | None, int, int]
 class TorchBackbone:
     """A frozen sentence-transformers model: text to unit vectors, by role.
 
-    One instance per folder and way of running serves the whole process. Calls are serialised:
-    tokenizers and two cores gain nothing from threads side by side.
+    One instance per folder and way of running serves the whole process. A lone batch is computed by
+    all threads together; of several, on a processor, each has a thread of its own, and as many run
+    as there are threads, whoever calls.
 
     A transformer with a fast tokenizer, one tower and plain prompts is given word pieces in batches
     by their number; any other model goes through sentence-transformers' `encode_query` and
@@ -75,7 +80,8 @@ class TorchBackbone:
         self.folder = folder
         self.precision: Literal["float32", "bfloat16"] = precision
         self.num_threads = num_threads
-        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._begin_process()
         _backbones.add(self)
 
     @classmethod
@@ -159,21 +165,25 @@ class TorchBackbone:
         long = [text for text in texts if 4 * len(text) > self.max_length - 2]
         if not long or not self.max_length:
             return 0
-        with self._lock:
+        with self._turns.all():
             pieces = self.model.tokenizer(long, truncation=False, verbose=False)["input_ids"]
         return sum(len(piece) > self.max_length for piece in pieces)
 
     def encode(self, texts: Sequence[str], role: Role) -> Floats:
         """Return unit vectors, float32 (n, dimension), under the role's prompt and tower."""
         if self._tokenizer is not None:
+            processor = self.model.device.type == "cpu"
+            runs = self._threads() if processor else 1
             return embed(
                 texts,
                 role,
                 self._tokenizer,
                 self._run,
                 dimension=self.dimension,
-                batch_tokens=_BATCH_TOKENS[self.model.device.type == "cpu"],
-                padded_to=_PADDED_TO,
+                batch_tokens=_BATCH_TOKENS[processor],
+                padded_to=_PADDED_TO[processor],
+                runs=runs,
+                run_beside=self._run_beside if runs > 1 else None,
             )
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         encode = self.model.encode_query if role == "query" else self.model.encode_document
@@ -213,7 +223,7 @@ class TorchBackbone:
                 'be exported to ONNX: use backend="torch"'
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with self._lock:
+        with self._turns.all():
             model = UnitVectors(copy.deepcopy(self.model).cpu(), self._token_types)
         export_graph(model, folder, len(self.model.tokenizer), self.max_length)
         exact: Literal["float32", "int8"] = "float32" if chosen == "float32" else "int8"
@@ -264,37 +274,62 @@ class TorchBackbone:
 
     @cached_property
     def _vectors(self) -> UnitVectors:
-        model = self.model
-        if self.precision == "bfloat16":
-            # Weights once, not in every batch; what adds up stays in float32, as autocast has it.
-            model = copy.deepcopy(model)
-            for module in model.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
+        model = in_bfloat16(self.model) if self.precision == "bfloat16" else self.model
         return UnitVectors(model, self._token_types)
 
     def _run(self, ids: Integers, mask: Integers) -> Floats:
+        """Run a batch by all threads."""
+        with self._running():
+            return self._compute(ids, mask)
+
+    def _run_beside(self, ids: Integers, mask: Integers) -> Floats:
+        """Run a batch by one thread, beside others."""
+        with self._turns.one():
+            with self._making:
+                if self._pool is None:
+                    self._pool = _lone_threads(self._turns.threads)
+            return self._pool.submit(self._compute_alone, ids, mask).result()
+
+    def _compute_alone(self, ids: Integers, mask: Integers) -> Floats:
+        with self._mode():
+            return self._compute(ids, mask)
+
+    def _compute(self, ids: Integers, mask: Integers) -> Floats:
+        with self._making:
+            run = self._vectors
         # Without a mask attention is faster, and exact.
         tensors = [ids] if mask.all() else [ids, mask]
-        with self._running():
-            vectors = self._vectors(*(torch.from_numpy(t).to(self.model.device) for t in tensors))
-            return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+        vectors = run(*(torch.from_numpy(t).to(self.model.device) for t in tensors))
+        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Run the model alone, in its precision, on its threads; restore the process's number."""
+        own = None if _one_thread else self.num_threads
+        with self._turns.all(), _threads(own), self._mode():
+            yield
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
         global _ran
         _ran = True
-        own = None if _one_thread else self.num_threads
+        half = self.precision == "bfloat16"
         with (
-            self._lock,
-            _threads(own),
             torch.inference_mode(),
-            torch.autocast(
-                self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-            ),
+            torch.autocast(self.model.device.type, torch.bfloat16, enabled=half),
         ):
             yield
+
+    def _threads(self) -> int:
+        """Return how many batches run at a time."""
+        if _one_thread:
+            return 1
+        return min(self._turns.threads, self.num_threads or torch.get_num_threads())
+
+    def _begin_process(self) -> None:
+        self._turns = Turns(self.num_threads or cores())
+        self._making = threading.Lock()
+        self._pool = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TorchBackbone":
         return self
@@ -320,6 +355,20 @@ def _threads(number: int | None) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _lone_threads(number: int) -> ThreadPoolExecutor:
+    """Return threads that compute by themselves, without OpenMP's team."""
+    pool = ThreadPoolExecutor(number, "nexus-model")
+    all_there = threading.Barrier(number)
+
+    def begin(_: int) -> None:
+        torch.get_num_threads()  # from its first use on a thread keeps the number that was set
+        all_there.wait()
+
+    with _threads(1):
+        list(pool.map(begin, range(number)))
+    return pool
 
 
 def _unpickled(
@@ -396,7 +445,7 @@ def _begin_process() -> None:
     _loading = threading.Lock()
     _setting_threads = threading.Lock()
     for backbone in tuple(_backbones):
-        backbone._lock = threading.Lock()
+        backbone._begin_process()
     if _ran:  # OpenMP would wait for its old threads for ever
         _one_thread = True
         torch.set_num_threads(1)
