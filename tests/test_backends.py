@@ -55,6 +55,16 @@ def test_short_texts_share_a_batch_and_long_ones_do_not():
     assert list(batches(pieces, 1000, 70)) == [[0, 6, 1], [2, 5, 4], [3]]
 
 
+def test_lengths_up_to_one_multiple_share_a_batch():
+    """73 to 80 are padded to 80, of what a model of 78 pieces reads; 72 begins anew."""
+    pieces = [[1] * length for length in (72, 78, 73)]
+    assert list(batches(pieces, 1000, 64, 8)) == [[1, 2], [0]]
+    assert padded(pieces[1:], 8, 512)[1].sum(axis=1).tolist() == [78, 73]
+    lengths = [padded(pieces[1:], 8, most)[0].shape[1] for most in (512, 78, 79)]
+    assert lengths == [80, 78, 79]
+    assert padded(pieces[:1], 8, 512)[0].shape == (1, 72)
+
+
 def test_padding_by_hand():
     """What is no piece is 0 in both."""
     ids, mask = padded([[5, 6], [7, 8, 9]])

@@ -119,10 +119,12 @@ def _attention(
         )
         scores = torch.bmm(queries * (scale * math.log2(math.e)), keys.transpose(1, 2))
         powers = scores.exp2_()
-        if attention_mask is not None:
-            seen = attention_mask[:, None, None, :].to(powers.dtype)
-            powers.view(texts, heads, length, length).mul_(seen)
-        sums = powers.sum(dim=-1, keepdim=True)
+        seen = values.new_ones(texts * heads, length, 1)
+        if attention_mask is not None:  # padding adds nothing to sums and values
+            seen = seen.view(texts, heads, length) * attention_mask[:, None]
+            seen = seen.to(values.dtype).view(texts * heads, length, 1)
+            values = values * seen
+        sums = torch.bmm(powers, seen)
         low, high = torch.aminmax(sums)
         if low >= _LOWEST and high.isfinite():
             found = torch.bmm(powers, values).div_(sums)

@@ -38,19 +38,20 @@ def embed(
     dimension: int,
     batch_tokens: int,
     padded_to: int,
+    multiple: int = 1,
     runs: int = 1,
     run_beside: Run | None = None,
 ) -> Floats:
     """Return the vectors of the texts, float32 (n, dimension).
 
     Equal texts are embedded once. The texts of a batch have about the same number of word pieces,
-    those longer than `padded_to` just the same; it has at most `batch_tokens` of them, but at least
-    one text. Where there are several batches `run_beside`, which may be called from that many
-    threads at a time, makes `runs` of them at once. The next texts are tokenised while the model
-    runs on these.
+    those longer than `padded_to` the same one, up to the next `multiple`, which all are padded to;
+    it has at most `batch_tokens` of them, but at least one text. Where there are several batches
+    `run_beside`, which may be called from that many threads at a time, makes `runs` of them at
+    once. The next texts are tokenised while the model runs on these.
     """
     if len(texts) == 1:
-        return run(*padded(tokenizer.pieces(texts, role)))
+        return run(*padded(tokenizer.pieces(texts, role), multiple, tokenizer.max_length))
     row_of: dict[str, int] = {}
     for text in texts:
         row_of.setdefault(text, len(row_of))
@@ -58,8 +59,12 @@ def embed(
     vectors = np.empty((len(unique), dimension), dtype=np.float32)
     with embedding_bar(len(unique), role) as bar:
         for start, pieces in _tokenised(unique, role, tokenizer):
-            parted = list(batches(pieces, _parted(pieces, batch_tokens, runs), padded_to))
-            inputs = (padded([pieces[row] for row in rows]) for rows in parted)
+            share = _parted(pieces, batch_tokens, runs)
+            parted = list(batches(pieces, share, padded_to, multiple))
+            inputs = (
+                padded([pieces[row] for row in rows], multiple, tokenizer.max_length)
+                for rows in parted
+            )
             found: Iterator[Floats]
             if run_beside is None or len(parted) < 2:
                 found = starmap(run, inputs)
@@ -74,13 +79,14 @@ def embed(
 
 
 def batches(
-    pieces: Sequence[Sequence[int]], batch_tokens: int, padded_to: int
+    pieces: Sequence[Sequence[int]], batch_tokens: int, padded_to: int, multiple: int = 1
 ) -> Iterator[list[int]]:
     """Give row numbers in batches, the longest texts first (memory fails early)."""
     batch: list[int] = []
     longest = 0
     for row in sorted(range(len(pieces)), key=lambda row: -len(pieces[row])):
-        least = longest * _SHORTEST if longest <= padded_to else longest
+        same = (longest - 1) // multiple * multiple + 1
+        least = longest * _SHORTEST if longest <= padded_to else same
         if batch and (len(pieces[row]) < least or (len(batch) + 1) * longest > batch_tokens):
             yield batch
             batch = []
@@ -91,10 +97,17 @@ def batches(
         yield batch
 
 
-def padded(pieces: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
-    """Return ids and mask, int64 (n, length of the longest): 0 where a shorter text has ended."""
+def padded(
+    pieces: Sequence[Sequence[int]], multiple: int = 1, max_length: int = 0
+) -> tuple[Integers, Integers]:
+    """Return ids and mask, int64 (n, length): 0 where a shorter text has ended.
+
+    The length is the longest text's, up to the next multiple that the model reads.
+    """
     lengths = np.array([len(text) for text in pieces])
-    mask: Integers = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    longest = int(lengths.max())
+    length = max(longest, min(-(-longest // multiple) * multiple, max_length))
+    mask: Integers = (np.arange(length) < lengths[:, None]).astype(np.int64)
     ids = np.zeros_like(mask)
     ids[mask.astype(bool)] = np.concatenate([np.asarray(text, dtype=np.int64) for text in pieces])
     return ids, mask
