@@ -72,13 +72,28 @@ def test_what_sees_less_than_all_attends_the_usual_way():
     torch.testing.assert_close(pairs[:, :, 0], half[2][:, :, 0].float())
 
 
-def test_a_processor_without_bfloat16_keeps_the_usual_layers(tiny_model, monkeypatch):
-    """No weights are laid out for it, and the vectors are the same."""
+def fail(*_):
+    raise RuntimeError("mat1 and mat2 must have the same dtype")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("_is_fast_here", lambda model: False),
+        ("_attention", fail),
+        ("_attention", lambda module, query, *_, **__: (1000 * query.transpose(1, 2), None)),
+    ],
+)
+def test_layers_stay_where_packed_ones_do_not_serve(tiny_model, monkeypatch, name, instead):
+    """A processor without bfloat16, a model that fails and one that gives other vectors."""
     model = DendriticEncoder.load(tiny_model, backend="torch", precision="bfloat16").backbone
     expected = model.encode(TEXTS, "document")
-    monkeypatch.setattr(bfloat16, "_is_fast_here", lambda model: False)
+    monkeypatch.setattr(bfloat16, name, instead)
     usual = TorchBackbone(model.model, precision="bfloat16")
-    assert (usual.encode(TEXTS, "document") * expected).sum(axis=1).min() > 0.9999
+    found = usual.encode(TEXTS, "document")
+    monkeypatch.undo()
+    bfloat16._set_attention(torch.nn.Identity())  # transformers keeps the last one of a name
+    assert (found * expected).sum(axis=1).min() > 0.9999
     layers = [m for m in usual._vectors.modules() if isinstance(m, torch.nn.Linear)]
     assert layers
     assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}

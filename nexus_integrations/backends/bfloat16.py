@@ -10,32 +10,53 @@ import math
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+
+from nexus_integrations.backends.export import UnitVectors
 
 _ATTENTION = "nexus_bfloat16"
 _ROWS = 256  # of an input that weights are laid out for; for others from 16 on it is the same
 _LOWEST = 2.0**-100  # of a sum of powers: below it scores are lost that would count
+_LONGEST = 256  # word pieces of the texts that a model is tried on
+_NEAR = 0.99  # of the cosine to float32: any word pieces in a row, which no model was trained for
 
 
-def in_bfloat16(model: SentenceTransformer) -> SentenceTransformer:
+def in_bfloat16(vectors: UnitVectors, vocabulary: int, max_length: int) -> UnitVectors:
     """Return a copy of a model whose linear layers compute in bfloat16, to be run under autocast.
 
     Attention is this module's where the model has transformers' interface for it, and its own where
-    not. The copy can be neither copied nor saved.
+    not. A model to which that does other than to others keeps its layers; `vocabulary` is the
+    number of its word pieces, `max_length` how many it reads of a text. The copy can be neither
+    copied nor saved.
     """
-    model = copy.deepcopy(model)
-    if not _is_fast_here(model):
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                module.to(torch.bfloat16)
-        return model
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                setattr(module, name, _PackedLinear(child))
-    _set_attention(model)
-    return model
+    half = copy.deepcopy(vectors)
+    if _is_fast_here(half):
+        for module in list(half.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Linear:
+                    setattr(module, name, _PackedLinear(child))
+        _set_attention(half)
+        if _agree(half, vectors, vocabulary, min(max_length or _LONGEST, _LONGEST)):
+            return half
+        half = copy.deepcopy(vectors)
+    for module in half.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return half
+
+
+def _agree(half: UnitVectors, exact: UnitVectors, vocabulary: int, length: int) -> bool:
+    ids = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, length // 2 + 1 :] = 0
+    with torch.autocast("cpu", enabled=False):
+        expected = exact(ids, mask)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = half(ids, mask)
+    except Exception:  # models fail in many ways, deep in two libraries
+        return False
+    return bool((found * expected).sum(dim=1).min() > _NEAR)
 
 
 def _is_fast_here(model: nn.Module) -> bool:

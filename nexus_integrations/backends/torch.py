@@ -278,8 +278,10 @@ class TorchBackbone:
 
     @cached_property
     def _vectors(self) -> UnitVectors:
-        model = in_bfloat16(self.model) if self.precision == "bfloat16" else self.model
-        return UnitVectors(model, self._token_types)
+        vectors = UnitVectors(self.model, self._token_types)
+        if self.precision == "float32":
+            return vectors
+        return in_bfloat16(vectors, len(self.model.tokenizer), self.max_length)
 
     def _run(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by all threads."""
