@@ -92,7 +92,7 @@ def test_vectors_are_the_model_s_own(kind, texts, backend, precision, least):
 
 
 def test_windows_take_the_one_operator_of_attention(kind):
-    """A window is added to its scores, in two layers; what has other keys is written out."""
+    """The one layer with a window adds it to its scores; other attention is written out."""
     import onnx
 
     name, folder, _ = kind

@@ -1,8 +1,8 @@
 """A model's transformer in bfloat16, on processors that multiply it.
 
-Weights are laid out for the processor once, and attention takes its softmax's powers of two as they
-are: a vectorised pass each for the scores, where the usual ones take several. What adds up, and
-what is normalised, stays in float32.
+Weights are laid out for the processor once, and the softmax of attention is a power of two for each
+score and a product for their sums, without the passes that take each row's largest score away. What
+adds up from layer to layer, and what is normalised, stays in float32.
 """
 
 import copy
@@ -18,7 +18,7 @@ _ATTENTION = "nexus_bfloat16"
 _ROWS = 256  # of an input that weights are laid out for; for others from 16 on it is the same
 _LOWEST = 2.0**-100  # of a sum of powers: below it scores are lost that would count
 _LONGEST = 256  # word pieces of the texts that a model is tried on
-_NEAR = 0.99  # of the cosine to float32: any word pieces in a row, which no model was trained for
+_NEAR = 0.99  # the least cosine to float32, for pieces at random, which lose more than texts
 
 
 def in_bfloat16(vectors: UnitVectors, vocabulary: int, max_length: int) -> UnitVectors:
@@ -120,9 +120,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Return the softmax of the products times the values, (n, length, heads, width).
 
-    `query` is (n, heads, length, width). Scores are small where a model was trained for them: the
-    largest one of a row is not taken away before, and where a sum tells that it had to be, the
-    usual way is gone.
+    `query` is (n, heads, length, width). Scores are small in a trained model, so that none is taken
+    away from its row; where a sum tells that this lost something, the usual way is taken.
     """
     texts, heads, length, width = query.shape
     scale = scaling if scaling is not None else width**-0.5

@@ -31,15 +31,15 @@ from nexus_integrations.backends.tokens import TextTokenizer, plain_definition
 from nexus_integrations.progress import embedding_bar
 from nexus_integrations.types import Floats, Integers
 
-# By "is it a processor". Word pieces of a batch, padding included: few for a processor's caches,
+# By "is it a processor": word pieces of a batch, padding included. Few for a processor's caches,
 # many for a graphics card.
 _BATCH_TOKENS = {True: 1024, False: 32_768}
 
-# Up to this many pieces texts are padded to one length: a longer one fills a core, which attention
-# costs less without a mask, and a graphics card takes them all.
+# Likewise: up to how many pieces texts of other lengths share a batch. Longer ones fill a core by
+# themselves, and attention takes longer with a mask; a graphics card takes all together.
 _PADDED_TO = {True: 64, False: 1 << 30}
 
-# Lengths in bfloat16 on a processor: for each one oneDNN makes and keeps products, 2.5 MB of them.
+# Of lengths in bfloat16 on a processor: for each length oneDNN makes and keeps other products.
 _MULTIPLE = 8
 
 # Models that take texts get batches of about this many characters (some 2,000 word pieces).
@@ -176,7 +176,7 @@ class TorchBackbone:
         """Return unit vectors, float32 (n, dimension), under the role's prompt and tower."""
         if self._tokenizer is not None:
             processor = self.model.device.type == "cpu"
-            runs = self._threads() if processor else 1
+            runs = self._runs() if processor else 1
             return embed(
                 texts,
                 role,
@@ -326,7 +326,7 @@ class TorchBackbone:
         ):
             yield
 
-    def _threads(self) -> int:
+    def _runs(self) -> int:
         """Return how many batches run at a time."""
         if _one_thread:
             return 1
@@ -366,7 +366,7 @@ def _threads(number: int | None) -> Iterator[None]:
 def _lone_threads(number: int) -> ThreadPoolExecutor:
     """Return threads that compute by themselves, without OpenMP's team."""
     pool = ThreadPoolExecutor(number, "nexus-model")
-    all_there = threading.Barrier(number)
+    all_there = threading.Barrier(number, timeout=60)  # where the system gives no more threads
 
     def begin(_: int) -> None:
         torch.get_num_threads()  # from its first use on a thread keeps the number that was set
