@@ -35,6 +35,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The documentation, in site/, and the distributions, in dist/.
 docs: .venv/installed-dev

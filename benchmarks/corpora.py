@@ -11,7 +11,7 @@ from nexus_integrations import DendriticEncoder, RetrievalDataset
 from nexus_integrations.backends import Role
 from nexus_integrations.backends.torch import TorchBackbone
 from nexus_integrations.index import MemoryIndex
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

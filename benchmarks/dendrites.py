@@ -176,7 +176,7 @@ def _similarity(
         row = {**known, **taken}
     elif kind.startswith("MLP"):
         objective = package._similarity(encoder, pairs.train, pairs.dev, config)
-        fitted = fit_mlp(objective, replace(config, side="both"), _HIDDEN)
+        fitted = fit_mlp(objective, replace(config, heads="shared"), _HIDDEN)
         row = {
             "run": key,
             "name": name,

@@ -31,9 +31,10 @@ from tokenizers import Tokenizer
 
 from benchmarks import record
 from nexus_integrations import DendriticEncoder, RetrievalDataset, evaluate
+from nexus_integrations.encoder.source import find_model
 from nexus_integrations.index import MemoryIndex
-from nexus_integrations.source import find_model
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
+from nexus_integrations.retrievers import DenseRetriever
 
 PARTS = ("speed", "quality", "start", "memory")
 PEER = "HuggingFaceEmbedding"
@@ -268,7 +269,9 @@ def quality(options: argparse.Namespace) -> dict[str, Any]:
         found[name] = {}
         for kind, encoder in encoders.items():
             ours = [encoder.encode_documents(passages), encoder.encode_queries(questions)]
-            run = evaluate(MemoryIndex(list(dataset.corpus), ours[0]), encoder, dataset)
+            run = evaluate(
+                DenseRetriever(MemoryIndex(list(dataset.corpus), ours[0]), encoder), dataset
+            )
             base = run if base is None else base
             gain = run.metrics["ndcg@10"] - base.metrics["ndcg@10"]
             found[name][kind] = {

@@ -32,17 +32,18 @@ from nexus_integrations import (
     nudge_index,
 )
 from nexus_integrations.evaluation import mean_interval
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.sts import Row, STSBenchmark, append_row, read_rows
 from nexus_integrations.training.summary import Mean, markdown_table
 
 _RECIPES = {
     "linear, query": FinetuneConfig(dendrites=0),
-    "linear, both": FinetuneConfig(dendrites=0, side="both"),
-    "linear, each": FinetuneConfig(dendrites=0, side="each"),
+    "linear, both": FinetuneConfig(dendrites=0, heads="shared"),
+    "linear, each": FinetuneConfig(dendrites=0, heads="separate"),
     "3 dendrites, query": FinetuneConfig(),
 }
 _NUDGE = "NUDGE-N alone"
-_LOSS, _FALL = 0.005, {"query": 0.01, "both": 0.02, "each": 0.02}
+_LOSS, _FALL = 0.005, {"query": 0.01, "shared": 0.02, "separate": 0.02}
 _STEP = 1e-4
 
 _PAGE = """# No harm: questions of another kind, sentences of another kind
@@ -139,7 +140,7 @@ def _other_cluster(
     )
     others = every.subset([id_ for id_ in every.queries if id_ not in mine])
     index = index_of(encoder, every)
-    before = evaluate(index, encoder, others).per_query["ndcg@10"]
+    before = evaluate(DenseRetriever(index, encoder), others).per_query["ndcg@10"]
     changes: dict[str, list[Any]] = {}
     for seed in seeds:
         tuned = encoder
@@ -147,10 +148,10 @@ def _other_cluster(
             tuned = finetune(encoder, train, dev, replace(config, seed=seed), index=index).encoder
         moved = mapped(index, tuned)
         if config is not None:
-            after = evaluate(moved, tuned, others).per_query["ndcg@10"]
+            after = evaluate(DenseRetriever(moved, tuned), others).per_query["ndcg@10"]
             changes.setdefault("head", []).append(after - before)
         report = nudge_index(moved, tuned, train, dev)
-        after = evaluate(moved, tuned, others).per_query["ndcg@10"]
+        after = evaluate(DenseRetriever(moved, tuned), others).per_query["ndcg@10"]
         stage = "NUDGE-N" if config is None else "head + NUDGE-N"
         changes.setdefault(stage, []).append(after - before)
         own = _own(index, encoder, moved, tuned, corpus.test, mine)
@@ -180,8 +181,8 @@ def _own(
 ) -> float:
     """Return what the fitted cluster's own test questions gained."""
     own = test.subset([id_ for id_ in test.queries if id_ in mine])
-    change = evaluate(after, tuned, own).metrics["ndcg@10"]
-    return change - evaluate(before, encoder, own).metrics["ndcg@10"]
+    change = evaluate(DenseRetriever(after, tuned), own).metrics["ndcg@10"]
+    return change - evaluate(DenseRetriever(before, encoder), own).metrics["ndcg@10"]
 
 
 def _sentences(
@@ -200,7 +201,7 @@ def _sentences(
         for role, found in after.items():
             found.append(round(_spearman(tuned, pairs, role), 5))
     return {
-        "side": config.side,
+        "side": config.heads,
         "before": round(_spearman(encoder, pairs, "query"), 5),
         "after": after,
     }
@@ -276,7 +277,7 @@ def page(rows: Sequence[Row], file: str) -> str:
         "Spearman's ρ on the test pairs by encoders tuned on the whole training set, mean over "
         "seeds with its 95 % interval (Student's t), both sentences embedded as queries, and both "
         "as documents. The fall is the larger of the two. Aimed at: at most "
-        f"{_FALL['query']} with a query head, {_FALL['both']} with heads on both sides.\n",
+        f"{_FALL['query']} with a query head, {_FALL['shared']} with heads on both sides.\n",
         markdown_table(lines) + "\n",
     ]
     return "\n".join(parts)

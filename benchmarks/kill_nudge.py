@@ -41,9 +41,9 @@ from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index.file import FileIndex
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
-from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.life import StateFolder
 from nexus_integrations.nudge.solver import Turn
-from nexus_integrations.types import Floats, VectorIndex
+from nexus_integrations.protocols import Floats, VectorIndex
 
 DOCUMENTS = 300
 DIMENSION = 16

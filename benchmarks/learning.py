@@ -116,9 +116,9 @@ def _own_questions(
     for name, judge in ((f"{_OWN}, chosen on them", dev), (f"{_OWN}, chosen on dev", corpus.dev)):
         bench = Bench(replace(corpus, train=train, dev=judge), encoder, path)
         bench.base()
-        for side in ("query", "each"):
+        for side in ("query", "separate"):
             for seed in seeds:
-                config = FinetuneConfig(dendrites=0, side=side, seed=seed)
+                config = FinetuneConfig(dendrites=0, heads=side, seed=seed)
                 bench.finetuned(f"{name}, {side}", config)
 
 

@@ -27,7 +27,7 @@ from benchmarks import record
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.nudge import NudgeConfig, nudge_index
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 DIMENSION = 384
 OURS = "ours: nDCG@10, 16 γ"

@@ -24,7 +24,7 @@ from nexus_integrations.training.summary import markdown_table
 # Batch and rate of plain fine-tuning probes; not tuned here.
 _TRAINABLE = FinetuneConfig(
     backbone="trainable",
-    side="both",
+    heads="shared",
     dendrites=0,
     batch_size=32,
     learning_rate=5e-5,
@@ -47,7 +47,7 @@ def main() -> None:
     """Run what the command line asks for and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="*")
-    parser.add_argument("--sides", nargs="+", default=["query"], help="query both each")
+    parser.add_argument("--sides", nargs="+", default=["query"], help="query shared separate")
     parser.add_argument("--dendrites", nargs="+", type=int, default=[0, 3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
@@ -86,7 +86,9 @@ def main() -> None:
             for seed in options.seeds:
                 config = replace(_TRAINABLE, epochs=options.trainable, seed=seed)
                 if options.heads:
-                    heads = FinetuneConfig(side="each", dendrites=0, seed=seed, refit=options.refit)
+                    heads = FinetuneConfig(
+                        heads="separate", dendrites=0, seed=seed, refit=options.refit
+                    )
                     bench.finetuned(f"{name(config)}, then {name(heads)}", config, heads)
                 else:
                     config = replace(config, refit=options.refit)
@@ -96,7 +98,7 @@ def main() -> None:
         for side, dendrites, refit, seed in product(
             options.sides, options.dendrites, refits, options.seeds
         ):
-            config = FinetuneConfig(side=side, dendrites=dendrites, seed=seed, refit=refit)
+            config = FinetuneConfig(heads=side, dendrites=dendrites, seed=seed, refit=refit)
             (others,) = combinations(options.set)
             config = replace(
                 config, **{setting: getattr(others, setting) for setting, _ in options.set}
@@ -113,7 +115,7 @@ def name(config: FinetuneConfig) -> str:
         epochs = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
         return f"all weights, {epochs}" + (", refit" if config.refit else "")
     kind = f"up to {config.dendrites} dendrites" if config.dendrites else "linear"
-    return f"{config.side}, {kind}" + (", refit" if config.refit else "")
+    return f"{config.heads}, {kind}" + (", refit" if config.refit else "")
 
 
 def page(rows: Sequence[Row], file: str) -> str:

@@ -30,6 +30,7 @@ from nexus_integrations import (
 )
 from nexus_integrations.evaluation import mean_interval
 from nexus_integrations.index import MemoryIndex
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.sts import Row, append_row, read_rows
 from nexus_integrations.training.summary import Mean
 
@@ -126,7 +127,7 @@ class Bench:
         With a γ given the nudge learns from dev as well.
         """
         corpus = self.corpus
-        stages = {HEAD: evaluate(index, tuned, corpus.test)}
+        stages = {HEAD: evaluate(DenseRetriever(index, tuned), corpus.test)}
         row: Row = {"gamma": None, "nudge_seconds": 0.0}
         if nudge and not corpus.unseen:  # otherwise no question is about the documents
             if gamma is None:
@@ -136,18 +137,18 @@ class Bench:
                 report = nudge_index(
                     index, tuned, corpus.train.joined(corpus.dev), config=NudgeConfig(gamma=gamma)
                 )
-            stages[NUDGED] = evaluate(index, tuned, corpus.test)
+            stages[NUDGED] = evaluate(DenseRetriever(index, tuned), corpus.test)
             row |= {"gamma": report.gamma, "nudge_seconds": round(report.seconds, 2)}
         return {**row, **_figures(stages)}
 
     def _base(self) -> Row:
         index, corpus = self.test_index, self.corpus
-        stages, seconds = {"base": evaluate(index, self.encoder, corpus.test)}, {}
+        stages, seconds = {"base": evaluate(DenseRetriever(index, self.encoder), corpus.test)}, {}
         if not corpus.unseen:
             for name, solver in (("NUDGE-N", "closed-form"), ("nudge-ft", "nudge-ft")):
                 config = NudgeConfig(solver="nudge-ft" if name == "nudge-ft" else "closed-form")
                 report = nudge_index(index, self.encoder, corpus.train, corpus.dev, config)
-                stages[name] = evaluate(index, self.encoder, corpus.test)
+                stages[name] = evaluate(DenseRetriever(index, self.encoder), corpus.test)
                 seconds[solver] = round(report.seconds, 2)
                 report.undo(index)
         return {"seconds": 0.0, "nudge_seconds": seconds, **_figures(stages)}

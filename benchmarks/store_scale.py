@@ -38,7 +38,7 @@ from benchmarks.nudge_scale import GivenVectors
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.nudge import NudgeConfig, nudge_index
-from nexus_integrations.types import Floats, Hits, Metric, VectorIndex
+from nexus_integrations.protocols import Floats, Hits, Metric, VectorIndex
 
 ANSWERS = 300  # documents that questions are about
 CLUSTER = 100  # documents of a cluster

@@ -174,7 +174,7 @@ def _ours(
         weight_decay=_DECAY,
         constant=True,
     )
-    heads = Heads(tower.dimension, "both")
+    heads = Heads(tower.dimension, "shared")
     optimizer = new_optimizer(heads, objective, schedule)
     generator = torch.Generator().manual_seed(options.seed)
     with own_randomness(objective, options.seed):

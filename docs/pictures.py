@@ -75,7 +75,7 @@ def heads() -> None:
         arrow(axes, (6.05, y), (6.75, y), colour)
     box(axes, 5.27, 2.2, "query head", QUERY)
     box(axes, 5.27, 0.7, "document head", FAINT)
-    axes.text(5.27, 0.22, 'with side="both" or "each" only', ha="center", color=FAINT, size=9)
+    axes.text(5.27, 0.22, 'heads="shared" or "separate" only', ha="center", color=FAINT, size=9)
     box(axes, 7.6, 2.2, "search", QUERY, 1.6)
     box(axes, 7.6, 0.7, "vector store", DOCUMENT, 1.6)
     arrow(axes, (7.6, 1.9), (7.6, 1.0), QUERY)

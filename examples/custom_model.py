@@ -13,8 +13,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from nexus_integrations import DendriticEncoder, FinetuneConfig, evaluate, finetune
 from nexus_integrations.demo import SHARES, corpus
+from nexus_integrations.encoder.source import find_model
 from nexus_integrations.index import MemoryIndex
-from nexus_integrations.source import find_model
+from nexus_integrations.retrievers import DenseRetriever
 
 train, dev, test = corpus().split(*SHARES, seed=0)
 
@@ -35,7 +36,7 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"fingerprint {encoder.fingerprint[:12]}…")
 
     # One linear head for both sides is the kind that any sentence-transformers program can load.
-    config = FinetuneConfig(side="both", dendrites=0)
+    config = FinetuneConfig(heads="shared", dendrites=0)
     result = finetune(encoder, train, dev, config)
     print(f"dev nDCG@10 {result.baseline_score:.3f} → {result.score:.3f}")
 
@@ -48,5 +49,5 @@ with tempfile.TemporaryDirectory() as folder:
     ours, theirs = tuned.encode_documents(texts), plain.encode_document(texts)
     print(f"the two agree to {abs(ours - theirs).max():.0e}")
 
-    measured = evaluate(MemoryIndex(list(test.corpus), ours), tuned, test)
+    measured = evaluate(DenseRetriever(MemoryIndex(list(test.corpus), ours), tuned), test)
     print(f"test nDCG@10 {measured.metrics['ndcg@10']:.3f}")

@@ -9,32 +9,36 @@ from nexus_integrations.extras import lazily
 
 if TYPE_CHECKING:
     from nexus_integrations.data import RetrievalDataset, SimilarityDataset
-    from nexus_integrations.dendrite import DendriticHead
     from nexus_integrations.encoder import DendriticEncoder
+    from nexus_integrations.encoder.head import DendriticHead
     from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
-    from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
+    from nexus_integrations.nudge.apply import NudgeConfig, NudgeResult, nudge_index
+    from nexus_integrations.protocols import Encoder, Hits, Metric, Retriever, VectorIndex
     from nexus_integrations.report import Report
+    from nexus_integrations.retrievers import DenseRetriever
     from nexus_integrations.training.curve import learning_curve
     from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
-    from nexus_integrations.types import Encoder, Metric, VectorIndex
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "evaluation",
     "DendriticEncoder": "encoder",
-    "DendriticHead": "dendrite",
-    "Encoder": "types",
+    "DendriticHead": "encoder",
+    "DenseRetriever": "retrievers",
+    "Encoder": "protocols",
     "Evaluation": "evaluation",
     "FinetuneConfig": "training.recipe",
     "FinetuneResult": "training.recipe",
-    "Metric": "types",
+    "Hits": "protocols",
+    "Metric": "protocols",
     "NudgeConfig": "nudge.apply",
-    "NudgeReport": "nudge.apply",
+    "NudgeResult": "nudge.apply",
     "Report": "report",
     "RetrievalDataset": "data",
+    "Retriever": "protocols",
     "SimilarityDataset": "data",
-    "VectorIndex": "types",
+    "VectorIndex": "protocols",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "finetune": "training.recipe",
@@ -46,15 +50,18 @@ __all__ = [
     "Comparison",
     "DendriticEncoder",
     "DendriticHead",
+    "DenseRetriever",
     "Encoder",
     "Evaluation",
     "FinetuneConfig",
     "FinetuneResult",
+    "Hits",
     "Metric",
     "NudgeConfig",
-    "NudgeReport",
+    "NudgeResult",
     "Report",
     "RetrievalDataset",
+    "Retriever",
     "SimilarityDataset",
     "VectorIndex",
     "compare",

@@ -24,9 +24,9 @@ from nexus_integrations.extras import extra
 if TYPE_CHECKING:
     from nexus_integrations.data import RetrievalDataset
     from nexus_integrations.evaluation import Comparison, Evaluation
-    from nexus_integrations.nudge import NudgeReport
-    from nexus_integrations.training.fit import Epoch
+    from nexus_integrations.nudge import NudgeResult
     from nexus_integrations.training.loggers import OnEpoch
+    from nexus_integrations.training.record import Epoch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,7 +112,7 @@ def demo(
         int, typer.Option(min=0, help="How many dendrites may grow; 0 needs no perforatedai.")
     ] = 3,
     side: Annotated[
-        Literal["query", "both", "each"], typer.Option(help="Which vectors heads map.")
+        Literal["query", "shared", "separate"], typer.Option(help="Which vectors heads map.")
     ] = "query",
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     as_json: AsJson = False,
@@ -123,7 +123,7 @@ def demo(
         from nexus_integrations.training.recipe import FinetuneConfig
 
         reporter = Reporter(as_json)
-        config = FinetuneConfig(dendrites=dendrites, side=side, seed=seed)
+        config = FinetuneConfig(dendrites=dendrites, heads=side, seed=seed)
         result = run(output, config, tell=reporter.tell)
         head = result.finetuned.encoder.query_head
         nudged = result.nudged
@@ -286,7 +286,7 @@ def finetune(
         ),
     ] = None,
     side: Annotated[
-        Literal["query", "both", "each"],
+        Literal["query", "shared", "separate"],
         typer.Option(help="query: stored vectors stay valid. both, each: embed the corpus again."),
     ] = "query",
     dendrites: Annotated[int, typer.Option(min=0, help="0 trains a linear head.")] = 3,
@@ -312,13 +312,13 @@ def finetune(
         from nexus_integrations.encoder import DendriticEncoder
         from nexus_integrations.hub import model_card, write_card
         from nexus_integrations.index import MemoryIndex
-        from nexus_integrations.plots import plot_growth
+        from nexus_integrations.report.plots import plot_growth
         from nexus_integrations.training.loggers import tensorboard_logger, wandb_logger
         from nexus_integrations.training.recipe import FinetuneConfig
         from nexus_integrations.training.recipe import finetune as run
 
         _check_free(output)
-        config = FinetuneConfig(side=side, dendrites=dendrites, refit=refit, seed=seed)
+        config = FinetuneConfig(heads=side, dendrites=dendrites, refit=refit, seed=seed)
         data = {"train": _dataset(train)}
         if dev is not None:
             data["dev"] = _dataset(dev)
@@ -441,8 +441,8 @@ def nudge(
         from nexus_integrations.encoder import DendriticEncoder
         from nexus_integrations.index import FileIndex
         from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
-        from nexus_integrations.plots import plot_gamma
-        from nexus_integrations.records import NudgeRecord
+        from nexus_integrations.nudge.record import NudgeRecord
+        from nexus_integrations.report.plots import plot_gamma
 
         if undo == (train is not None):
             raise typer.BadParameter("give either --train, to nudge, or --undo")
@@ -509,9 +509,10 @@ def evaluate(
         from nexus_integrations.evaluation import compare
         from nexus_integrations.evaluation import evaluate as run
         from nexus_integrations.index import MemoryIndex
+        from nexus_integrations.retrievers import DenseRetriever
 
         index = MemoryIndex.load(vectors)
-        after = run(index, DendriticEncoder.load(model), _dataset(dataset))
+        after = run(DenseRetriever(index, DendriticEncoder.load(model)), _dataset(dataset))
         content: dict[str, Any] = {"evaluation": _plain(after)}
         shown: list[Table | str] = [_stages_table({"": after})]
         if against is not None:
@@ -627,7 +628,7 @@ def train_sts(
         from dataclasses import replace
 
         from nexus_integrations.encoder import DendriticEncoder
-        from nexus_integrations.plots import plot_growth
+        from nexus_integrations.report.plots import plot_growth
         from nexus_integrations.training import sts
         from nexus_integrations.training.presets import PRESETS
 
@@ -788,7 +789,7 @@ def _gain_line(change: "Comparison", metric: str) -> str:
     )
 
 
-def _nudge_line(report: "NudgeReport") -> str:
+def _nudge_line(report: "NudgeResult") -> str:
     judged = ""
     if report.gain is not None and report.interval is not None:
         low, high = report.interval

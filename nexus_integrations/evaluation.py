@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.extras import extra
-from nexus_integrations.progress import progress_bar
-from nexus_integrations.types import Encoder, Hits, VectorIndex
+from nexus_integrations.protocols import Hits, Retriever, VectorIndex
 
 with extra("nudge"):
     import ir_measures
@@ -27,7 +26,6 @@ METRICS: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@1", "recall@5", "recall
 
 _RESAMPLES = 9_999
 _RESAMPLED = 2_000  # values at most; beyond, resampling takes seconds
-_SEARCH_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +71,24 @@ class Comparison:
 
 
 def evaluate(
-    index: VectorIndex,
-    encoder: Encoder,
+    retriever: Retriever,
     dataset: RetrievalDataset,
     *,
     metrics: Sequence[str] = METRICS,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Evaluation:
-    """Search the index with the dataset's queries and score the rankings.
+    """Search with the dataset's queries and score the rankings.
 
     Metrics are "ndcg@k", "mrr@k", "precision@k" and "recall@k"; recall counts hits over
-    min(k, relevant). Raises `ValueError` for an unknown metric, for a relevant document that the
-    index does not hold, and for an encoder whose vectors do not fit the index.
+    min(k, relevant). Raises `ValueError` for an unknown metric and, where the retriever has an
+    index, for a relevant document that the index does not hold.
     """
     depth = max(metric_depth(metric) for metric in metrics)
-    check_fits(index, encoder)
-    check_relevant_are_stored(index, dataset)
-    vectors = encoder.encode_queries(list(dataset.queries.values()))  # (n_queries, dimension)
-    found: list[Hits] = []
-    starts = range(0, len(vectors), _SEARCH_BATCH)
-    for start in progress_bar(starts, desc="search", unit="batch"):
-        found.append(index.search(vectors[start : start + _SEARCH_BATCH], depth))
-    hits = _joined(found)
+    index = getattr(retriever, "index", None)
+    if isinstance(index, VectorIndex):
+        check_relevant_are_stored(index, dataset)
+    hits = retriever.search(list(dataset.queries.values()), depth)
     runs = dict(zip(dataset.queries, hits.ids, strict=True))
     per_query = score_rankings(runs, dataset.relevant_docs, metrics)
     return Evaluation(
@@ -106,8 +99,8 @@ def evaluate(
         per_query=per_query,
         hits=hits,
         relevant=list(dataset.relevant_docs.values()),
-        documents=len(index),
-        fingerprint=encoder.fingerprint,
+        documents=len(index) if isinstance(index, VectorIndex) else 0,
+        fingerprint=getattr(getattr(retriever, "encoder", None), "fingerprint", ""),
         questions_sha256=_questions_hash(dataset),
     )
 
@@ -161,15 +154,6 @@ def score_rankings(
     return scores
 
 
-def check_fits(index: VectorIndex, encoder: Encoder) -> None:
-    """Raise `ValueError` when the encoder's vectors have another dimension than the index's."""
-    if encoder.dimension != index.dimension:
-        raise ValueError(
-            f"the encoder makes vectors of dimension {encoder.dimension}, the index holds "
-            f"{index.dimension}: it was filled by another model"
-        )
-
-
 def check_relevant_are_stored(index: VectorIndex, *datasets: RetrievalDataset) -> None:
     """Raise `ValueError`, naming query and document, for a relevant id that is not in the index."""
     asked = {d for data in datasets for found in data.relevant_docs.values() for d in found}
@@ -184,16 +168,6 @@ def check_relevant_are_stored(index: VectorIndex, *datasets: RetrievalDataset) -
                         f"document {document!r}, relevant to query {query!r}, is not in the index "
                         f"({len(missing)} such documents): index the whole corpus first"
                     )
-
-
-def _joined(batches: Sequence[Hits]) -> Hits:
-    """Return the hits of all queries; an approximate search may be narrower in some batches."""
-    width = max(batch.similarities.shape[1] for batch in batches)
-    padded = [
-        np.pad(found, ((0, 0), (0, width - found.shape[1])), constant_values=-np.inf)
-        for _, found in batches
-    ]
-    return Hits([ids for batch in batches for ids in batch.ids], np.concatenate(padded))
 
 
 def _questions_hash(dataset: RetrievalDataset) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from nexus_integrations.data import RetrievalDataset, SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.source import DEFAULT_MODEL, find_model
 from nexus_integrations.evaluation import Evaluation
 from nexus_integrations.extras import extra
 from nexus_integrations.report import TrainingRecord
-from nexus_integrations.source import DEFAULT_MODEL, find_model
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult
 
 CARD = "README.md"

@@ -17,9 +17,9 @@ import pytest
 import nexus_integrations
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.source import find_model
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.source import find_model
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 PACKAGE = Path(nexus_integrations.__file__).parent
 ROOT = PACKAGE.parent

@@ -9,8 +9,8 @@ from concurrent.futures import wait as wait_for
 import numpy as np
 import pytest
 
-from nexus_integrations import batching
-from nexus_integrations.batching import EmbeddingQueue, parts
+from nexus_integrations.frameworks import queue as batching
+from nexus_integrations.frameworks.queue import EmbeddingQueue, parts
 
 
 class Model:

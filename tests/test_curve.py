@@ -8,6 +8,7 @@ import pytest
 from nexus_integrations.evaluation import compare, evaluate
 from nexus_integrations.nudge.apply import nudge_index
 from nexus_integrations.report import Report
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.curve import learning_curve
 from nexus_integrations.training.recipe import FinetuneConfig, finetune
 
@@ -21,11 +22,11 @@ def test_the_whole_training_set_gains_what_the_job_gains(clinic, clinic_encoder,
         clinic_encoder, train, test, dev, sizes=[10, 10_000], config=LINEAR, index=clinic_index
     )
     assert list(curve) == [10, len(train)]
-    before = evaluate(clinic_index, clinic_encoder, test)
+    before = evaluate(DenseRetriever(clinic_index, clinic_encoder), test)
     order = np.random.default_rng(0).permutation(list(train.queries)).tolist()
     tuned = finetune(clinic_encoder, train.subset(order), dev, LINEAR, index=clinic_index).encoder
     nudge_index(clinic_index, tuned, train, dev)
-    expected = compare(before, evaluate(clinic_index, tuned, test))
+    expected = compare(before, evaluate(DenseRetriever(clinic_index, tuned), test))
     assert curve[len(train)].differences == pytest.approx(expected.differences)
     assert curve[len(train)].wins == expected.wins
 
@@ -35,7 +36,7 @@ def test_the_index_is_read_and_not_changed(clinic, clinic_encoder, clinic_index)
     train, _, test = clinic
     ids = list(train.corpus)
     before = clinic_index.vectors(ids).copy()
-    config = replace(LINEAR, side="both", refit=True)
+    config = replace(LINEAR, heads="shared", refit=True)
     curve = learning_curve(
         clinic_encoder, train, test, sizes=[40], config=config, index=clinic_index
     )
@@ -70,7 +71,7 @@ def test_a_report_draws_it(clinic, clinic_encoder, clinic_index, tmp_path):
     curve = learning_curve(
         clinic_encoder, train, test, dev, sizes=[10, 20], config=LINEAR, index=clinic_index
     )
-    before = evaluate(clinic_index, clinic_encoder, test)
+    before = evaluate(DenseRetriever(clinic_index, clinic_encoder), test)
     stages = {"before": before, "after": before}
     Report.of(stages, learning_curve=curve).save(tmp_path / "report.html")
     assert "number of training questions" in (tmp_path / "report.html").read_text()
@@ -90,6 +91,6 @@ def test_too_few_questions_and_heads_are_refused(clinic, clinic_encoder, clinic_
 def test_a_trained_backbone_is_refused(clinic, clinic_encoder):
     """Its passages would have to be embedded anew for every point."""
     train, _, test = clinic
-    config = FinetuneConfig(backbone="trainable", side="both")
+    config = FinetuneConfig(backbone="trainable", heads="shared")
     with pytest.raises(ValueError, match='leave backbone at "frozen"'):
         learning_curve(clinic_encoder, train, test, config=config)

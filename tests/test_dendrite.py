@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from nexus_integrations.dendrite import DendriticHead
+from nexus_integrations.encoder.head import DendriticHead
 
 
 def sigma(x: float) -> float:
@@ -128,7 +128,7 @@ def test_rows_do_not_depend_on_each_other(monkeypatch):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     before = vectors.copy()
     whole = make_head().transform(vectors)
-    monkeypatch.setattr("nexus_integrations.dendrite._ROWS", 3)
+    monkeypatch.setattr("nexus_integrations.encoder.head._ROWS", 3)
     np.testing.assert_allclose(make_head().transform(vectors), whole, atol=1e-7)
     assert (vectors == before).all()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus_integrations.draft import written_whole
+from nexus_integrations.files import written_whole
 
 
 def test_the_new_content_takes_the_place_of_the_old_at_the_end(tmp_path):

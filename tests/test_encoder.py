@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from nexus_integrations.backends.torch import TorchBackbone, _batches_by_length
-from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.head import DendriticHead
 
 TEXTS = ["who signs the form", "room 4", "a", "where is the key", "b" * 12, "the answer is here"]
 
@@ -568,7 +568,7 @@ def test_the_real_model_equals_sentence_transformers(encoder):
     """all-MiniLM-L6-v2 has 384 dimensions, reads 256 pieces, and gives the usual vectors."""
     from sentence_transformers import SentenceTransformer
 
-    from nexus_integrations.source import find_model
+    from nexus_integrations.encoder.source import find_model
 
     texts = ["Who signs Form K-12?", "An insurance card.", "x", "word " * 150]
     reference = SentenceTransformer(str(find_model("all-MiniLM-L6-v2")), device="cpu")

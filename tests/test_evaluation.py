@@ -15,6 +15,7 @@ from nexus_integrations.evaluation import (
     score_rankings,
 )
 from nexus_integrations.index.memory import MemoryIndex
+from nexus_integrations.retrievers import DenseRetriever
 
 RUNS = {"q1": ["a", "b", "c"], "q2": ["c", "b", "a"], "q3": ["b", "c", "a"]}
 RELEVANT = {"q1": ["a"], "q2": ["a", "b"], "q3": ["d"]}
@@ -42,6 +43,11 @@ def test_metrics_by_hand(metric, values):
     """Three queries, one with a hit at once, one with two late hits, one with none."""
     scores = score_rankings(RUNS, RELEVANT, [metric])
     np.testing.assert_allclose(scores[metric], values, atol=1e-12)
+
+
+def evaluated(index, encoder, dataset, **options):
+    """Evaluate vectors alone."""
+    return evaluate(DenseRetriever(index, encoder), dataset, **options)
 
 
 def test_recall_counts_over_what_could_be_found():
@@ -76,7 +82,7 @@ def compass(toy):
 
 def test_evaluate_means_over_queries(compass):
     """q1 and q2 hit at rank 1; q3 finds n at rank 2 and w at rank 3, so MRR is (1 + 1 + ½)/3."""
-    result = evaluate(*compass, metrics=["mrr@10", "recall@1", "ndcg@10"])
+    result = evaluated(*compass, metrics=["mrr@10", "recall@1", "ndcg@10"])
     assert result.query_ids == ["q1", "q2", "q3"]
     assert result.metrics["mrr@10"] == pytest.approx(2.5 / 3)
     assert result.metrics["recall@1"] == pytest.approx(2 / 3)
@@ -87,7 +93,7 @@ def test_evaluate_means_over_queries(compass):
 def test_evaluate_keeps_what_a_report_shows(compass):
     """The ranked lists, what answers, the counts, and hashes that tell model and questions."""
     index, encoder, dataset = compass
-    result = evaluate(index, encoder, dataset)
+    result = evaluate(DenseRetriever(index, encoder), dataset)
     # "to the east" is (3, 1)/√10: its cosines with e, n and w are its coordinates.
     assert result.hits.ids[0] == ["e", "n", "w"]
     np.testing.assert_allclose(
@@ -95,46 +101,48 @@ def test_evaluate_keeps_what_a_report_shows(compass):
     )
     assert result.relevant == [["e"], ["n"], ["n", "w"]]
     assert (result.documents, result.fingerprint) == (3, encoder.fingerprint)
-    other = evaluate(index, encoder, dataset.subset(["q1", "q2"]))
+    other = evaluate(DenseRetriever(index, encoder), dataset.subset(["q1", "q2"]))
     assert len(result.questions_sha256) == 64
     assert result.questions_sha256 != other.questions_sha256
-    assert result.questions_sha256 == evaluate(*compass).questions_sha256
+    assert result.questions_sha256 == evaluated(*compass).questions_sha256
 
 
 def test_batches_of_unequal_width_are_joined(compass, monkeypatch):
     """An approximate search that finds less for one batch of queries fills its row up."""
     index, encoder, dataset = compass
-    monkeypatch.setattr("nexus_integrations.evaluation._SEARCH_BATCH", 1)
+    monkeypatch.setattr("nexus_integrations.retrievers.dense._BATCH", 1)
     search, widths = index.search, iter([3, 1, 2])
     monkeypatch.setattr(index, "search", lambda queries, k: search(queries, next(widths)))
-    hits = evaluate(index, encoder, dataset).hits
+    hits = evaluate(DenseRetriever(index, encoder), dataset).hits
     assert [len(ids) for ids in hits.ids] == [3, 1, 2]
     assert np.isneginf(hits.similarities).sum(axis=1).tolist() == [0, 2, 1]
 
 
 def test_evaluate_in_batches_of_queries(compass, monkeypatch):
     """Searching one query at a time gives what searching all at once gives."""
-    whole = evaluate(*compass)
-    monkeypatch.setattr("nexus_integrations.evaluation._SEARCH_BATCH", 1)
-    assert evaluate(*compass).metrics == whole.metrics
+    whole = evaluated(*compass)
+    monkeypatch.setattr("nexus_integrations.retrievers.dense._BATCH", 1)
+    assert evaluated(*compass).metrics == whole.metrics
 
 
 def test_interval_holds_the_mean_and_is_reproducible(compass):
     """The interval is around the mean, the same for a seed, and wider at more confidence."""
-    first = evaluate(*compass, metrics=["mrr@10"], seed=3)
+    first = evaluated(*compass, metrics=["mrr@10"], seed=3)
     low, high = first.intervals["mrr@10"]
     assert low < first.metrics["mrr@10"] < high
     # Of three values 1, 1, ½ a resample's mean lies in ½ … 1.
     assert 0.5 <= low < high <= 1
-    assert evaluate(*compass, metrics=["mrr@10"], seed=3).intervals == first.intervals
-    narrow = evaluate(*compass, metrics=["mrr@10"], confidence=0.5, seed=3).intervals["mrr@10"]
+    assert evaluated(*compass, metrics=["mrr@10"], seed=3).intervals == first.intervals
+    narrow = evaluated(*compass, metrics=["mrr@10"], confidence=0.5, seed=3).intervals["mrr@10"]
     assert narrow[1] - narrow[0] < high - low
 
 
 def test_interval_of_equal_values_is_their_value(compass):
     """Where every query scores 1 there is nothing to resample."""
     index, encoder, dataset = compass
-    result = evaluate(index, encoder, dataset.subset(["q1", "q2"]), metrics=["mrr@10"])
+    result = evaluate(
+        DenseRetriever(index, encoder), dataset.subset(["q1", "q2"]), metrics=["mrr@10"]
+    )
     assert result.intervals["mrr@10"] == (1, 1)
 
 
@@ -209,7 +217,7 @@ def test_compare_refuses_what_is_not_paired(other):
 def test_unknown_metric_is_refused(compass, metric):
     """A metric that is not one of the four at a depth of one or more is named."""
     with pytest.raises(ValueError, match="unknown metric"):
-        evaluate(*compass, metrics=["ndcg@10", metric])
+        evaluated(*compass, metrics=["ndcg@10", metric])
 
 
 def test_relevant_document_missing_in_the_index_is_named(compass):
@@ -217,18 +225,18 @@ def test_relevant_document_missing_in_the_index_is_named(compass):
     _, encoder, dataset = compass
     index = MemoryIndex(["e", "n"], np.eye(2, dtype=np.float32))
     with pytest.raises(ValueError, match=r"'w', relevant to query 'q3'.*\(1 such documents\)"):
-        evaluate(index, encoder, dataset)
+        evaluate(DenseRetriever(index, encoder), dataset)
 
 
 def test_encoder_of_another_dimension_is_refused(compass, toy):
     """An encoder of dimension 3 cannot search an index of dimension 2."""
     index, _, dataset = compass
     with pytest.raises(ValueError, match=r"dimension 3, the index holds 2"):
-        evaluate(index, toy({"a": (1, 0, 0)}), dataset)
+        evaluate(DenseRetriever(index, toy({"a": (1, 0, 0)})), dataset)
 
 
 def test_repr_holds_no_query(compass):
     """What ends up in logs has numbers, not queries."""
-    text = repr(evaluate(*compass))
+    text = repr(evaluated(*compass))
     assert "q1" not in text
     assert "ndcg@10" in text

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.head import DendriticHead
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # Each of these gains on dev, and puts the vectors back that it moved.

@@ -22,6 +22,7 @@ from nexus_integrations import (
 )
 from nexus_integrations.hub import model_card, save_to_hub, write_card
 from nexus_integrations.index import MemoryIndex
+from nexus_integrations.retrievers import DenseRetriever
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -176,14 +177,17 @@ def test_card(tiny, dataset, tmp_path):
     config = FinetuneConfig(dendrites=0, epochs=2)
     result = finetune(tiny, dataset, dataset, config)
     index = MemoryIndex(list(SECRETS), tiny.encode_documents(list(SECRETS.values())))
-    measured = evaluate(index, tiny, dataset)
+    measured = evaluate(DenseRetriever(index, tiny), dataset)
     card = model_card(
         result.encoder,
         backbone_name="acme/tiny",
         training=result,
         config=config,
         data={"train": dataset},
-        evaluations={"before": measured, "after": evaluate(index, result.encoder, dataset)},
+        evaluations={
+            "before": measured,
+            "after": evaluate(DenseRetriever(index, result.encoder), dataset),
+        },
     )
     front = yaml.safe_load(card.split("---")[1])
     assert (front["base_model"], front["library_name"]) == ("acme/tiny", "nexus-integrations")

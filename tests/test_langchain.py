@@ -30,6 +30,7 @@ from nexus_integrations.langchain import (
     open_index,
 )
 from nexus_integrations.langchain.nudge import encoder_of
+from nexus_integrations.retrievers import DenseRetriever
 
 TEXTS = ["the fridge", "the stairs", "a form", "the goldie is broken", "x"]
 
@@ -149,7 +150,7 @@ async def test_async_inputs(tiny_model):
 
 async def test_async_equals_sync(tuned, monkeypatch):
     """Every async method gives what its sync twin gives, also in several parts."""
-    monkeypatch.setattr("nexus_integrations.batching._TEXTS", 2)
+    monkeypatch.setattr("nexus_integrations.frameworks.queue._TEXTS", 2)
     embeddings = NexusEmbeddings(model_name=tuned)
     rows = await embeddings.aembed_documents(TEXTS)
     np.testing.assert_allclose(rows, embeddings.embed_documents(TEXTS), atol=1e-6)
@@ -158,7 +159,7 @@ async def test_async_equals_sync(tuned, monkeypatch):
 
 async def test_event_loop_goes_on(table_encoder, monkeypatch):
     """While documents are embedded the loop ticks, and a query gets its turn between parts."""
-    monkeypatch.setattr("nexus_integrations.batching._TEXTS", 1)
+    monkeypatch.setattr("nexus_integrations.frameworks.queue._TEXTS", 1)
     encoder = table_encoder(dict.fromkeys(TEXTS, (1, 0)))
     encode = encoder.backbone.encode
 
@@ -335,9 +336,9 @@ def test_nudge_raises_ndcg(clinic, clinic_encoder):
     embeddings = NexusEmbeddings.from_encoder(clinic_encoder)
     store = InMemoryVectorStore(embeddings)
     store.add_documents([Document(id=i, page_content=text) for i, text in train.corpus.items()])
-    before = evaluate(open_index(store), clinic_encoder, dev).metrics["ndcg@10"]
+    before = evaluate(DenseRetriever(open_index(store), clinic_encoder), dev).metrics["ndcg@10"]
     report = NudgePostprocessor(train, dev, embeddings=embeddings).apply(store)
-    after = evaluate(open_index(store), clinic_encoder, dev).metrics["ndcg@10"]
+    after = evaluate(DenseRetriever(open_index(store), clinic_encoder), dev).metrics["ndcg@10"]
     assert after == pytest.approx(report.curve[report.gamma])
     assert after > before
 

@@ -14,7 +14,8 @@ from test_index_contract import postgres_uri  # noqa: F401
 from nexus_integrations import NudgeConfig, evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.langchain import NudgePostprocessor, as_dataset, open_index
-from nexus_integrations.types import Metric
+from nexus_integrations.protocols import Metric
+from nexus_integrations.retrievers import DenseRetriever
 
 
 def axis(*places: int) -> np.ndarray:
@@ -435,15 +436,20 @@ def test_qdrant_makes_ids_without_dashes(store_of):
         return data, NudgePostprocessor(data, embeddings=embeddings, config=settings)
 
     data, given = nudge(str)
-    for call in (given.apply, lambda store: evaluate(open_index(store), given.encoder, data)):
+    for call in (
+        given.apply,
+        lambda store: evaluate(DenseRetriever(open_index(store), given.encoder), data),
+    ):
         with pytest.raises(ValueError, match=r"without dashes"):
             call(store)
     data, dashed = nudge(lambda id_: str(UUID(id_)))
-    before = evaluate(open_index(store), dashed.encoder, data)
+    before = evaluate(DenseRetriever(open_index(store), dashed.encoder), data)
     assert before.metrics["recall@1"] < 1
     assert dashed.apply(store).moved == 2
     assert found(store).page_content == "answer"
-    assert evaluate(open_index(store), dashed.encoder, data).metrics["recall@1"] == 1
+    assert (
+        evaluate(DenseRetriever(open_index(store), dashed.encoder), data).metrics["recall@1"] == 1
+    )
 
 
 def test_milvus_with_ids_of_its_own(store_of):
@@ -492,7 +498,7 @@ def test_postgres_that_is_not_reached():
     """Without a server the error says what the engine's URL leaves out, and no password."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     sqlalchemy = pytest.importorskip("sqlalchemy")
-    from nexus_integrations.index.engine import open_postgres
+    from nexus_integrations.frameworks.postgres import open_postgres
 
     class Engine:
         url = sqlalchemy.make_url("postgresql+asyncpg://me:s3cret@127.0.0.1:9/db?ssl=disable&x=1")

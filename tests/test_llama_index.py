@@ -47,6 +47,7 @@ from nexus_integrations.llama_index import (
     open_index,
 )
 from nexus_integrations.report import TrainingRecord
+from nexus_integrations.retrievers import DenseRetriever
 
 TEXTS = ["the fridge", "the stairs", "a form", "the goldie is broken", "x"]
 
@@ -482,8 +483,8 @@ def test_engine_raises_ndcg(clinic, clinic_encoder):
     index = MemoryIndex(
         list(test.corpus), clinic_encoder.encode_documents(list(test.corpus.values()))
     )
-    before = evaluate(index, clinic_encoder, test).metrics["ndcg@10"]
-    assert evaluate(index, tuned.encoder, test).metrics["ndcg@10"] > before + 0.02
+    before = evaluate(DenseRetriever(index, clinic_encoder), test).metrics["ndcg@10"]
+    assert evaluate(DenseRetriever(index, tuned.encoder), test).metrics["ndcg@10"] > before + 0.02
 
 
 @pytest.fixture
@@ -623,10 +624,10 @@ def test_nudge_raises_ndcg(clinic, clinic_encoder):
     embed_model = NexusEmbedding.from_encoder(clinic_encoder)
     nodes = [TextNode(id_=id_, text=text) for id_, text in train.corpus.items()]
     index = VectorStoreIndex(nodes, embed_model=embed_model)
-    before = evaluate(open_index(index), clinic_encoder, dev).metrics["ndcg@10"]
+    before = evaluate(DenseRetriever(open_index(index), clinic_encoder), dev).metrics["ndcg@10"]
     report = NudgePostprocessor(QADataset(train), dev, embed_model=embed_model).apply(index)
     assert report.chosen_by == "dev"
-    after = evaluate(open_index(index), clinic_encoder, dev).metrics["ndcg@10"]
+    after = evaluate(DenseRetriever(open_index(index), clinic_encoder), dev).metrics["ndcg@10"]
     assert after == pytest.approx(report.curve[report.gamma])
     assert after > before
 

@@ -25,7 +25,7 @@ from nexus_integrations.llama_index import (
     dataset_from_nodes,
     open_index,
 )
-from nexus_integrations.types import Metric
+from nexus_integrations.protocols import Metric
 
 
 def axis(*places: int) -> np.ndarray:

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from nexus_integrations.training.fit import Epoch
 from nexus_integrations.training.loggers import tensorboard_logger, wandb_logger
 from nexus_integrations.training.recipe import FinetuneConfig, finetune
+from nexus_integrations.training.record import Epoch
 
 EPOCHS = [
     Epoch(epoch=n, dendrites=n // 2, loss=1 / n, score=0.1 * n, parameters=9, seconds=float(n))
@@ -47,7 +47,7 @@ def refuse(self, address):
         raise OSError("no network")
     return connect(self, address)
 connect, socket.socket.connect = socket.socket.connect, refuse
-from nexus_integrations.training.fit import Epoch
+from nexus_integrations.training.record import Epoch
 from nexus_integrations.training.loggers import wandb_logger
 with wandb_logger("clinic", folder=sys.argv[1], settings={"epochs": 3}) as on_epoch:
     for n in (1, 2, 3):

@@ -7,7 +7,7 @@ import pytest
 
 from nexus_integrations.index.file import FileIndex
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.types import Metric
+from nexus_integrations.protocols import Metric
 
 IDS = ["east", "north", "diagonal"]
 VECTORS = np.array([[1, 0], [0, 2], [3, 3]], dtype=np.float32)

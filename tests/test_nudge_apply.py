@@ -13,9 +13,10 @@ from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
-from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.life import StateFolder
 from nexus_integrations.nudge.solver import Shift, Turn, query_sums
 from nexus_integrations.nudge.state import StateFiles, content_hashes
+from nexus_integrations.retrievers import DenseRetriever
 
 SECRET = "ZEBRA-TEXT"
 
@@ -177,7 +178,9 @@ def test_the_curve_equals_brute_force(toy, metric, judge):
     for gamma in gammas:
         moved = MemoryIndex(world.ids, world.vectors, metric)
         moved.replace(world.touched, moves.at(gamma))
-        value = evaluate(moved, world.encoder, world.dev, metrics=[judge]).metrics[judge]
+        value = evaluate(DenseRetriever(moved, world.encoder), world.dev, metrics=[judge]).metrics[
+            judge
+        ]
         assert report.curve[gamma] == pytest.approx(value, abs=1e-9), gamma
     assert report.curve[report.gamma] == max(report.curve.values())
     assert len(set(report.curve.values())) > 1
@@ -191,7 +194,9 @@ def test_the_curve_of_variant_m_equals_brute_force(toy):
     for gamma in gammas:
         moved = MemoryIndex(world.ids, world.vectors, "dot")
         moved.replace(world.touched, world.moves(Shift).at(gamma))
-        value = evaluate(moved, world.encoder, world.dev, metrics=["ndcg@10"]).metrics["ndcg@10"]
+        value = evaluate(
+            DenseRetriever(moved, world.encoder), world.dev, metrics=["ndcg@10"]
+        ).metrics["ndcg@10"]
         assert report.curve[gamma] == pytest.approx(value, abs=1e-9), gamma
     np.testing.assert_allclose(
         world.index.vectors(world.touched), world.moves(Shift).at(report.gamma), atol=1e-6
@@ -211,7 +216,9 @@ def test_the_curve_where_nearly_all_documents_move(toy):
         for gamma in gammas:
             moved = MemoryIndex(ids, world.vectors[:kept])
             moved.replace(world.touched, world.moves().at(gamma))
-            value = evaluate(moved, world.encoder, dev, metrics=["ndcg@10"]).metrics["ndcg@10"]
+            value = evaluate(
+                DenseRetriever(moved, world.encoder), dev, metrics=["ndcg@10"]
+            ).metrics["ndcg@10"]
             assert report.curve[gamma] == pytest.approx(value, abs=1e-9), (kept, gamma)
 
 
@@ -230,7 +237,7 @@ def test_cross_validation_judges_a_query_without_itself(world, batch, monkeypatc
             index = MemoryIndex(world.ids, world.vectors)
             nudge_index(index, world.encoder, others, config=NudgeConfig(gamma=gamma))
             judged = world.train.subset([query])
-            values.append(evaluate(index, world.encoder, judged).metrics["mrr@10"])
+            values.append(evaluate(DenseRetriever(index, world.encoder), judged).metrics["mrr@10"])
         assert report.curve[gamma] == pytest.approx(np.mean(values), abs=1e-9)
 
 

@@ -19,11 +19,11 @@ from test_index_contract import postgres_uri  # noqa: F401
 from test_nudge_apply import World, by_hand
 
 from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.frameworks.postprocessor import Postprocessor
 from nexus_integrations.index.file import FileIndex
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge import StateFolder, choose_gamma_again
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
-from nexus_integrations.nudge.postprocessor import Postprocessor
 from nexus_integrations.nudge.state import StateFiles
 
 FIXED = NudgeConfig(gamma=0.1)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nexus_integrations.evaluation import evaluate
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training import perforated
 from nexus_integrations.training.fit import Schedule
 from nexus_integrations.training.objectives import RetrievalObjective
@@ -108,7 +109,9 @@ def test_dendrites_grow_on_the_demo_corpus(clinic, clinic_encoder, clinic_index,
     assert linear == 384 * 384
     assert grown == 2 * 384 * 384 + 384  # a dendrite, and how much of it goes to each output
     assert result.score > result.baseline_score + 0.1
-    found = evaluate(clinic_index, result.encoder, dev, metrics=["ndcg@10"]).metrics["ndcg@10"]
+    found = evaluate(
+        DenseRetriever(clinic_index, result.encoder), dev, metrics=["ndcg@10"]
+    ).metrics["ndcg@10"]
     assert found == pytest.approx(result.score, abs=1e-6)
     # A head that was grown is used without perforatedai: it is saved and loaded as any other.
     head.save(tmp_path / "head.safetensors")
@@ -137,8 +140,8 @@ def test_the_head_is_that_of_the_best_epoch():
 
 
 def test_each_side_grows_its_own_head():
-    """Side "each" gives two heads, one per role."""
-    queries, documents = grow_once(side="each").heads
+    """heads "separate" gives two heads, one per role."""
+    queries, documents = grow_once(side="separate").heads
     assert not np.array_equal(queries.weight, documents.weight)
 
 

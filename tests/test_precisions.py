@@ -23,8 +23,8 @@ from nexus_integrations.backends.int8 import (
     _rewritten,
     _steps,
 )
-from nexus_integrations.dendrite import DendriticHead
-from nexus_integrations.source import sha256_of
+from nexus_integrations.encoder.head import DendriticHead
+from nexus_integrations.files import sha256_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*of the texts:UserWarning")
 

@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nexus_integrations import plots
 from nexus_integrations.cli import app
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import Comparison, Evaluation, compare
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
 from nexus_integrations.nudge.state import NudgeState
-from nexus_integrations.report import Moves, NudgeRecord, Report, TrainingRecord
-from nexus_integrations.training.fit import Epoch
-from nexus_integrations.types import Hits
+from nexus_integrations.protocols import Hits
+from nexus_integrations.report import Moves, NudgeRecord, Report, TrainingRecord, plots
+from nexus_integrations.training.record import Epoch
 
 # As text, as markup that runs, and as the end of the script element that holds the data.
 EVIL = '</script><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\'&\u202e'
@@ -71,7 +70,7 @@ HISTORY = [
     Epoch(epoch=2, dendrites=1, loss=1.5, score=0.7, parameters=8, seconds=0.2),
 ]
 TRAINING = TrainingRecord(
-    side="query",
+    heads="query",
     dendrites=1,
     metric="ndcg@10",
     baseline_score=0.4,
@@ -469,7 +468,7 @@ def test_a_state_tells_what_is_nudged_now() -> None:
 
 
 def test_a_report_of_a_real_nudge(toy: Any, tmp_path: Path) -> None:
-    """From NudgeReport and from the state folder alike; after an undo there is nothing to tell."""
+    """From NudgeResult and from the state folder alike; after an undo there is nothing to tell."""
     encoder = toy({"to the east": (3, 1), "to the north": (1, 3)})
     index = MemoryIndex(["e", "n"], np.eye(2, dtype=np.float32))
     train = RetrievalDataset(

@@ -96,13 +96,13 @@ def test_no_fold_holds_a_test_question(bench, by):
 
 def test_settings_are_combined_and_named():
     """Words become the settings' types; an unknown one is named."""
-    vary = [["anchor", "0.25", "1"], ["side", "each"], ["dendrites", "2"], ["refit", "True"]]
+    vary = [["anchor", "0.25", "1"], ["heads", "separate"], ["dendrites", "2"], ["refit", "True"]]
     configs = list(choose.combinations(vary))
     assert configs == [
-        FinetuneConfig(anchor=anchor, side="each", dendrites=2, refit=True)
+        FinetuneConfig(anchor=anchor, heads="separate", dendrites=2, refit=True)
         for anchor in (0.25, 1.0)
     ]
-    assert choose.varied(configs[0]) == "side=each, dendrites=2, anchor=0.25, refit=True"
+    assert choose.varied(configs[0]) == "heads=separate, dendrites=2, anchor=0.25, refit=True"
     with pytest.raises(ValueError, match="no setting is called 'depth'"):
         list(choose.combinations([["depth", "3"]]))
 

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nexus_integrations.batching import EmbeddingQueue
-from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.head import DendriticHead
+from nexus_integrations.frameworks.queue import EmbeddingQueue
 from nexus_integrations.langchain import NexusEmbeddings
 from nexus_integrations.llama_index import NexusEmbedding
 
@@ -393,7 +393,7 @@ async def test_an_event_loop_that_ends_hurts_nobody(counted):
 
 async def test_a_query_overtakes_a_long_document_job(counted, monkeypatch):
     """It is embedded after the part that is running, not after the job."""
-    monkeypatch.setattr("nexus_integrations.batching._TEXTS", 2)
+    monkeypatch.setattr("nexus_integrations.frameworks.queue._TEXTS", 2)
     model = NexusEmbeddings.from_encoder(counted.encoder)
     job = asyncio.create_task(model.aembed_documents([f"t{n}" for n in range(10)]))
     while not counted.batches:

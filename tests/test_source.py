@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from nexus_integrations import source
-from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder import DendriticEncoder, source
+from nexus_integrations.files import sha256_of
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_name_that_is_none_is_told_apart():
 def test_sha256_of(tmp_path):
     """The digest of "abc" is that of FIPS 180-2."""
     (tmp_path / "file").write_bytes(b"abc")
-    assert source.sha256_of(tmp_path / "file") == (
+    assert sha256_of(tmp_path / "file") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
 
@@ -106,7 +106,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(
         source,
         "_OFFICIAL_SHA256",
-        {"model.safetensors": source.sha256_of(folder / "model.safetensors")},
+        {"model.safetensors": sha256_of(folder / "model.safetensors")},
     )
     monkeypatch.syspath_prepend(tmp_path)
     return folder

@@ -19,7 +19,7 @@ from nexus_integrations.training import sts
 from nexus_integrations.training.presets import PRESETS
 from nexus_integrations.training.recipe import FinetuneConfig
 
-CONFIG = FinetuneConfig(side="both", dendrites=0, epochs=3, loss="cosine", learning_rate=0.05)
+CONFIG = FinetuneConfig(heads="shared", dendrites=0, epochs=3, loss="cosine", learning_rate=0.05)
 
 
 def make_part(n: int, seed: int) -> SimilarityDataset:

@@ -11,6 +11,7 @@ from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import evaluate
 from nexus_integrations.index.memory import MemoryIndex
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.heads import Heads
 from nexus_integrations.training.recipe import FinetuneConfig, finetune
 from nexus_integrations.training.texts import TextRetrievalObjective
@@ -18,7 +19,7 @@ from nexus_integrations.training.tower import Tower
 
 CONFIG = FinetuneConfig(
     backbone="trainable",
-    side="both",
+    heads="shared",
     dendrites=0,
     epochs=4,
     batch_size=8,
@@ -91,7 +92,7 @@ def test_the_softmax_over_the_batch_by_hand():
 
     Scores at scale 2 are (2, 0, 1.6) and (1.2, 1.6, 1.92) with the passages 0, 1 and 3.
     """
-    objective, heads = make_objective(), Heads(2, "both")
+    objective, heads = make_objective(), Heads(2, "shared")
     objective._drawn, objective._rival = torch.tensor([0, 2]), torch.tensor([1, 3])
     first = log(1 + exp(0) / exp(2))
     second = log(1 + (exp(1.2) + exp(1.92)) / exp(1.6))
@@ -101,7 +102,7 @@ def test_the_softmax_over_the_batch_by_hand():
 
 def test_a_question_order_of_its_own_keeps_the_masks():
     """The batch (1, 0) has the loss of the batch (0, 1)."""
-    objective, heads = make_objective(), Heads(2, "both")
+    objective, heads = make_objective(), Heads(2, "shared")
     objective._drawn, objective._rival = torch.tensor([1, 2]), torch.tensor([2, 0])
     one, other = (objective.loss(heads, torch.tensor(items)) for items in ([0, 1], [1, 0]))
     assert one.item() == pytest.approx(other.item(), abs=1e-6)
@@ -109,7 +110,7 @@ def test_a_question_order_of_its_own_keeps_the_masks():
 
 def test_all_passages_of_a_batch_are_learnt_from_and_no_others():
     """Question 0, its passage 3 and the rival 2: pieces 0, 5 and 4."""
-    objective, heads = make_objective(), Heads(2, "both")
+    objective, heads = make_objective(), Heads(2, "shared")
     objective._drawn, objective._rival = torch.tensor([1, 2]), torch.tensor([2, 0])
     with torch.no_grad():
         objective.tower.table[4] = torch.tensor([0.0, -1.0])  # or a turn would not change its score
@@ -157,7 +158,7 @@ def test_every_relevant_passage_is_drawn_in_its_turn():
 
 def test_the_dev_score_by_hand():
     """(.6, .8) ranks passage 3 (.96) before its answer, passage 1 (.8): nDCG 1/log₂3."""
-    objective, heads = make_objective(), Heads(2, "both")
+    objective, heads = make_objective(), Heads(2, "shared")
     assert objective.score(heads) == pytest.approx(1 / np.log2(3))
     with torch.no_grad():
         objective.tower.table[5] = torch.tensor([-1.0, 0.0])
@@ -171,8 +172,8 @@ def test_a_score_is_of_the_tower_as_it_is():
     objective = make_objective()
     with torch.no_grad():
         objective.tower.table[3] = VECTORS[1]
-    objective.epoch(Heads(2, "both"))
-    assert objective.score(Heads(2, "both")) == pytest.approx(1)
+    objective.epoch(Heads(2, "shared"))
+    assert objective.score(Heads(2, "shared")) == pytest.approx(1)
 
 
 def test_dev_questions_join_the_training_ones():
@@ -194,7 +195,7 @@ def test_a_backbone_learns_from_questions(tiny, letters):
         assert torch.equal(tensor, before[name])
     corpus = list(train.corpus.values())
     index = MemoryIndex(list(train.corpus), result.encoder.encode_documents(corpus))
-    found = evaluate(index, result.encoder, dev).metrics["ndcg@10"]
+    found = evaluate(DenseRetriever(index, result.encoder), dev).metrics["ndcg@10"]
     assert found == pytest.approx(result.score, abs=1e-6)
 
 
@@ -238,8 +239,8 @@ def test_refit_trains_on_both_from_the_start(tiny, letters, monkeypatch):
 
 def test_a_query_head_alone_is_refused(tiny, letters):
     """The documents change with the backbone."""
-    with pytest.raises(ValueError, match="changes documents as well: use side='both'"):
-        finetune(tiny, *letters, replace(CONFIG, side="query"))
+    with pytest.raises(ValueError, match="changes documents as well: use heads='shared'"):
+        finetune(tiny, *letters, replace(CONFIG, heads="query"))
 
 
 def test_pieces_of_chosen_texts(tiny):

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from nexus_integrations.data import RetrievalDataset, SimilarityDataset
-from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.head import DendriticHead
 from nexus_integrations.evaluation import evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.solver import Turn, query_sums
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training import recipe
 from nexus_integrations.training.fit import Schedule
 from nexus_integrations.training.heads import Heads
@@ -75,7 +76,7 @@ def test_the_anchor_by_hand():
     free = make_objective(queries=torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     # Of the four documents (0, 1) moves so too, and (.8, .6) to (1.4, .6)/‖·‖.
     cosine = (0.8 * 1.4 + 0.6 * 0.6) / (1.4**2 + 0.6**2) ** 0.5
-    for side, documents in (("query", 0.0), ("both", (2 - 2**0.5 + 2 - 2 * cosine) / 4)):
+    for side, documents in (("query", 0.0), ("shared", (2 - 2**0.5 + 2 - 2 * cosine) / 4)):
         heads = Heads(2, side)
         with torch.no_grad():
             heads.first.layer.weight[0, 1] = 1.0
@@ -151,9 +152,9 @@ def test_cosent_by_hand():
         scale=2.0,
         anchor=0.5,
     )
-    loss = float(objective.loss(Heads(2, "both"), torch.tensor([0, 1, 2])))
+    loss = float(objective.loss(Heads(2, "shared"), torch.tensor([0, 1, 2])))
     assert loss == pytest.approx(log(1 + exp(2) + exp(0.8)), abs=1e-5)
-    assert objective.score(Heads(2, "both")) == pytest.approx(1)  # 1, 0, .6 rank as 1, 0, .5
+    assert objective.score(Heads(2, "shared")) == pytest.approx(1)  # 1, 0, .6 rank as 1, 0, .5
 
 
 def test_batches_cover_everything_once():
@@ -177,7 +178,7 @@ def test_the_learning_rate_rises_and_falls():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"side": "left"}, "side must be 'query', 'both' or 'each', not 'left'"),
+        ({"heads": "left"}, "heads must be 'query', 'shared' or 'separate', not 'left'"),
         ({"split_by": "passage"}, "split_by must be 'query' or 'document'"),
         ({"dendrites": -1}, "dendrites must be at least 0, not -1"),
         ({"tries": 0}, "tries must be at least 1"),
@@ -191,7 +192,7 @@ def test_the_learning_rate_rises_and_falls():
         ({"backbone": "thawed"}, "backbone must be 'frozen' or 'trainable', not 'thawed'"),
         ({"loss": "mse"}, "loss must be one of cosent, cosine, angle, not 'mse'"),
         ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, not 0"),
-        ({"nudge": 4}, "nudge must lie in 0 ≤ γ < 4, not 4"),
+        ({"gamma": 4}, "gamma must lie in 0 ≤ γ < 4, not 4"),
         ({"average": 0}, "average must be at least 1, not 0"),
         ({"average": 2}, "dendrites of several runs cannot be averaged: use average with dend"),
     ],
@@ -206,11 +207,11 @@ def test_settings_are_checked_on_construction(options, message):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("side", ["query", "both", "each"])
+@pytest.mark.parametrize("side", ["query", "shared", "separate"])
 def test_a_linear_head_improves_dev_and_test(clinic, clinic_encoder, clinic_index, side):
     """Every side learns the clinic's words: ten points of nDCG@10 on dev, and better on test."""
     train, dev, test = clinic
-    result = finetune(clinic_encoder, train, dev, replace(LINEAR, side=side), index=clinic_index)
+    result = finetune(clinic_encoder, train, dev, replace(LINEAR, heads=side), index=clinic_index)
     assert result.score > result.baseline_score + 0.1
     assert result.score == max(epoch.score for epoch in result.history)
     assert [epoch.epoch for epoch in result.history] == [1, 2, 3, 4, 5, 6]
@@ -221,16 +222,18 @@ def test_a_linear_head_improves_dev_and_test(clinic, clinic_encoder, clinic_inde
         assert trained.document_head is None
         assert trained.document_fingerprint == clinic_encoder.document_fingerprint
     else:
-        assert (trained.document_head is trained.query_head) == (side == "both")
+        assert (trained.document_head is trained.query_head) == (side == "shared")
         corpus = test.corpus
         index = MemoryIndex(list(corpus), trained.encode_documents(list(corpus.values())))
     found = {
-        part: evaluate(index, trained, data, metrics=["ndcg@10"]).metrics["ndcg@10"]
+        part: evaluate(DenseRetriever(index, trained), data, metrics=["ndcg@10"]).metrics["ndcg@10"]
         for part, data in (("dev", dev), ("test", test))
     }
     # The score reported is that of the heads returned.
     assert found["dev"] == pytest.approx(result.score, abs=1e-6)
-    before = evaluate(clinic_index, clinic_encoder, test, metrics=["ndcg@10"]).metrics["ndcg@10"]
+    before = evaluate(
+        DenseRetriever(clinic_index, clinic_encoder), test, metrics=["ndcg@10"]
+    ).metrics["ndcg@10"]
     assert found["test"] > before + 0.05
     # The encoder given is what it was.
     assert clinic_encoder.query_head is clinic_encoder.document_head is None
@@ -296,7 +299,7 @@ def test_an_index_of_mapped_documents_is_refused(clinic, clinic_encoder, clinic_
     train, dev, _ = clinic
     mapped = clinic_encoder.with_heads(query_head=None, document_head=DendriticHead.untrained(384))
     with pytest.raises(ValueError, match="document head has mapped already"):
-        finetune(mapped, train, dev, replace(LINEAR, side="both"), index=clinic_index)
+        finetune(mapped, train, dev, replace(LINEAR, heads="shared"), index=clinic_index)
 
 
 @pytest.mark.model
@@ -353,7 +356,7 @@ def small(table_encoder):
 def test_a_turn_is_learnt(small):
     """Queries turned by 2 radians against their answers find them after training."""
     encoder, dataset = small
-    config = replace(LINEAR, epochs=60, learning_rate=0.1, anchor=0.0, nudge=0.0)
+    config = replace(LINEAR, epochs=60, learning_rate=0.1, anchor=0.0, gamma=0.0)
     result = finetune(encoder, dataset, dataset, config)
     assert result.baseline_score < 0.5
     assert result.score == pytest.approx(1)
@@ -421,11 +424,11 @@ def test_heads_stay_untrained_when_nothing_helps(small):
     assert len(result.history) == 6
 
 
-@pytest.mark.parametrize("side", ["query", "each"])
+@pytest.mark.parametrize("side", ["query", "separate"])
 def test_runs_of_several_seeds_are_averaged(small, side):
     """Every head is the mean of its like over seeds 4, 5 and 6; the score is that of the mean."""
     encoder, dataset = small
-    config = replace(LINEAR, side=side, epochs=20, batch_size=2, learning_rate=0.05, anchor=0.0)
+    config = replace(LINEAR, heads=side, epochs=20, batch_size=2, learning_rate=0.05, anchor=0.0)
     runs = [finetune(encoder, dataset, dataset, replace(config, seed=seed)) for seed in (4, 5, 6)]
     told = []
     config = replace(config, seed=4, average=3)
@@ -439,10 +442,13 @@ def test_runs_of_several_seeds_are_averaged(small, side):
     assert (
         mean.score
         == evaluate(
-            MemoryIndex(
-                list(dataset.corpus), mean.encoder.encode_documents(list(dataset.corpus.values()))
+            DenseRetriever(
+                MemoryIndex(
+                    list(dataset.corpus),
+                    mean.encoder.encode_documents(list(dataset.corpus.values())),
+                ),
+                mean.encoder,
             ),
-            mean.encoder,
             dataset,
         ).metrics["ndcg@10"]
     )
@@ -477,7 +483,7 @@ def test_an_old_document_head_is_kept_or_replaced(small):
     headed = encoder.with_heads(query_head=head, document_head=head)
     kept = finetune(headed, dataset, dataset, LINEAR)
     assert kept.encoder.document_head is head
-    replaced = finetune(headed, dataset, dataset, replace(LINEAR, side="both"))
+    replaced = finetune(headed, dataset, dataset, replace(LINEAR, heads="shared"))
     assert replaced.encoder.document_head is not head
     # Training starts anew: the baseline is that without a head on the trained side.
     assert replaced.baseline_score == finetune(encoder, dataset, dataset, LINEAR).baseline_score
@@ -590,7 +596,7 @@ except ImportError as error:
 def test_the_trained_encoder_is_an_encoder(small, tmp_path):
     """It maps queries by its head over the same backbone."""
     encoder, dataset = small
-    config = replace(LINEAR, epochs=60, learning_rate=0.1, anchor=0.0, nudge=0.0)
+    config = replace(LINEAR, epochs=60, learning_rate=0.1, anchor=0.0, gamma=0.0)
     trained = finetune(encoder, dataset, dataset, config).encoder
     assert isinstance(trained, DendriticEncoder)
     assert trained.backbone is encoder.backbone

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.types import Encoder, Metric, VectorIndex
+from nexus_integrations.protocols import Encoder, Metric, VectorIndex
 
 
 def test_metric_reads_and_writes_as_its_value():

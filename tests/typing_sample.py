@@ -18,7 +18,7 @@ from nexus_integrations import (
     FinetuneConfig,
     FinetuneResult,
     NudgeConfig,
-    NudgeReport,
+    NudgeResult,
     Report,
     RetrievalDataset,
     VectorIndex,
@@ -33,6 +33,7 @@ from nexus_integrations.langchain import NexusEmbeddings
 from nexus_integrations.langchain import NudgePostprocessor as LangChainNudge
 from nexus_integrations.llama_index import NexusEmbedding, NexusFinetuneEngine
 from nexus_integrations.llama_index import NudgePostprocessor as LlamaIndexNudge
+from nexus_integrations.retrievers import DenseRetriever
 
 
 def core(folder: Path) -> Comparison:
@@ -42,17 +43,17 @@ def core(folder: Path) -> Comparison:
     index = MemoryIndex(list(train.corpus), encoder.encode_documents(list(train.corpus.values())))
     as_encoder: Encoder = encoder
     as_index: VectorIndex = index
-    before = evaluate(as_index, as_encoder, test)
+    before = evaluate(DenseRetriever(as_index, as_encoder), test)
     assert_type(before, Evaluation)
-    result = finetune(encoder, train, dev, FinetuneConfig(side="query", dendrites=0), index=index)
+    result = finetune(encoder, train, dev, FinetuneConfig(heads="query", dendrites=0), index=index)
     assert_type(result, FinetuneResult)
     result.save(folder / "tuned")
     report = nudge_index(
         index, result.encoder, train, dev, NudgeConfig(variant="n"), state_dir=folder / "state"
     )
-    assert_type(report, NudgeReport)
+    assert_type(report, NudgeResult)
     assert_type(report.undo(index), int)
-    stages = {"before": before, "after": evaluate(index, result.encoder, test)}
+    stages = {"before": before, "after": evaluate(DenseRetriever(index, result.encoder), test)}
     curve = learning_curve(encoder, train, test, dev, sizes=[25, 50])
     assert_type(curve, dict[int, Comparison])
     page = Report.of(stages, finetuned=result, nudged=report, index=index, learning_curve=curve)
@@ -68,7 +69,7 @@ def llama_index(dataset: RetrievalDataset, nodes: list[TextNode]) -> list[float]
     tuned: BaseEmbedding = engine.get_finetuned_model()
     index = VectorStoreIndex(nodes, embed_model=tuned)
     nudger = LlamaIndexNudge(dataset, embed_model=tuned, state_dir="state")
-    assert_type(nudger.apply(index), NudgeReport)
+    assert_type(nudger.apply(index), NudgeResult)
     return tuned.get_query_embedding("a question")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 Role = Literal["query", "document"]
 """Which of the backbone's prompts and towers a text goes through."""

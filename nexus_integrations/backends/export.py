@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nexus_integrations.backends.folder import GRAPH, WEIGHTS
 from nexus_integrations.extras import extra
-from nexus_integrations.types import Floats, Integers
+from nexus_integrations.protocols import Floats, Integers
 
 _ATTENTION = "nexus_onnx"
 _TOLERANCE = 1e-5  # between the graph's vectors and the model's, in float32

@@ -11,8 +11,8 @@ from time import perf_counter
 
 from nexus_integrations.backends import Backbone
 from nexus_integrations.backends.folder import RECIPE, cache_folder, source_digest
-from nexus_integrations.draft import written_whole
-from nexus_integrations.types import Floats
+from nexus_integrations.files import written_whole
+from nexus_integrations.protocols import Floats
 
 NEGLIGIBLE = 0.998
 """The mean cosine to float32, over the sample, from which on a loss counts as negligible."""

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from nexus_integrations.backends import RUNTIME_MANIFEST
 from nexus_integrations.backends.tokens import TextTokenizer
-from nexus_integrations.source import sha256_of
+from nexus_integrations.files import sha256_of
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"

@@ -25,7 +25,7 @@ from nexus_integrations.backends.folder import GRAPH, WEIGHTS
 from nexus_integrations.backends.onnx import run_graph, session
 from nexus_integrations.backends.stream import padded
 from nexus_integrations.backends.tokens import TextTokenizer
-from nexus_integrations.types import Floats, Integers
+from nexus_integrations.protocols import Floats, Integers
 
 # Mean cosine over the texts held out that layers are left in float32 for, up to half of them: texts
 # on other subjects lose more than twice as much.

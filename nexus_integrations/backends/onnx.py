@@ -22,7 +22,7 @@ from nexus_integrations.backends.folder import (
 from nexus_integrations.backends.stream import embed
 from nexus_integrations.backends.threads import Turns, cores
 from nexus_integrations.extras import extra
-from nexus_integrations.types import Floats, Integers
+from nexus_integrations.protocols import Floats, Integers
 
 # Word pieces of a batch. More fill the second-level cache of a core and gain nothing.
 _BATCH_TOKENS = 512

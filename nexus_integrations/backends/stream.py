@@ -9,7 +9,7 @@ import numpy as np
 from nexus_integrations.backends import Role
 from nexus_integrations.backends.tokens import TextTokenizer
 from nexus_integrations.progress import embedding_bar
-from nexus_integrations.types import Floats, Integers
+from nexus_integrations.protocols import Floats, Integers
 
 Run = Callable[[Integers, Integers], Floats]
 """Ids and their mask, int64 (n, length), 1 for a piece and 0 for padding, to unit vectors.

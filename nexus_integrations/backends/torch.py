@@ -29,7 +29,7 @@ from nexus_integrations.backends.stream import embed
 from nexus_integrations.backends.threads import Turns, cores
 from nexus_integrations.backends.tokens import TextTokenizer, plain_definition
 from nexus_integrations.progress import embedding_bar
-from nexus_integrations.types import Floats, Integers
+from nexus_integrations.protocols import Floats, Integers
 
 # By "is it a processor": word pieces of a batch, padding included. Few for a processor's caches,
 # many for a graphics card.

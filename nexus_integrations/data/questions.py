@@ -13,7 +13,7 @@ import numpy as np
 from nexus_integrations.data.files import json_lines
 from nexus_integrations.data.retrieval import RetrievalDataset
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.types import Encoder
+from nexus_integrations.protocols import Encoder
 
 PROMPT = """Write {count} different questions that the passage below answers, as somebody would ask
 who has not read it. Write one question a line and nothing else.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nexus_integrations.data.files import check_named_texts, digest, open_text, reading_csv
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

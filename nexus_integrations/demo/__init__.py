@@ -12,11 +12,12 @@ from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.nudge.apply import NudgeReport, nudge_index
-from nexus_integrations.nudge.folder import restore
+from nexus_integrations.nudge.apply import NudgeResult, nudge_index
+from nexus_integrations.nudge.life import restore
 from nexus_integrations.nudge.state import StateFiles
-from nexus_integrations.plots import plot_gamma, plot_growth
 from nexus_integrations.report import NudgeRecord, Report
+from nexus_integrations.report.plots import plot_gamma, plot_growth
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
 SHARES = (0.6, 0.15, 0.25)
@@ -33,7 +34,7 @@ class DemoResult:
     stages: dict[str, Evaluation]
     gain: Comparison
     finetuned: FinetuneResult
-    nudged: NudgeReport
+    nudged: NudgeResult
     undone: bool
     seconds: dict[str, float]
 
@@ -80,7 +81,7 @@ def run(
 
     begun = perf_counter()
     tell(f"Asking the {len(test)} test questions, before")
-    stages = {"before": evaluate(index, encoder, test)}
+    stages = {"before": evaluate(DenseRetriever(index, encoder), test)}
     timed("evaluate", begun)
 
     begun = perf_counter()
@@ -89,14 +90,14 @@ def run(
     tuned = finetuned.encoder
     if tuned.document_head is not None:
         index = MemoryIndex(list(train.corpus), tuned.document_head.transform(vectors))
-    stages["fine-tuned"] = evaluate(index, tuned, test)
+    stages["fine-tuned"] = evaluate(DenseRetriever(index, tuned), test)
     timed("fine-tune", begun)
 
     begun = perf_counter()
     tell("Nudging the passages that answer training questions")
     before = index.vectors(list(train.corpus))
     nudged = nudge_index(index, tuned, train, dev, state_dir=folder / "state")
-    stages["and nudged"] = evaluate(index, tuned, test)
+    stages["and nudged"] = evaluate(DenseRetriever(index, tuned), test)
     timed("nudge", begun)
 
     begun = perf_counter()

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nexus_integrations.index.memory import check_vectors
-from nexus_integrations.types import Floats, Hits, Metric
+from nexus_integrations.protocols import Floats, Hits, Metric
 
 
 def slices(length: int, size: int) -> Iterator[slice]:

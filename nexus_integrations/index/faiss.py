@@ -14,7 +14,7 @@ from nexus_integrations.index.checks import (
     check_replacement,
     slices,
 )
-from nexus_integrations.types import Floats, Hits, Integers, Metric
+from nexus_integrations.protocols import Floats, Hits, Integers, Metric
 
 try:
     # Any: the types that FAISS ships leave out much of what it has.

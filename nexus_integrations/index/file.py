@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 
 class FileIndex(MemoryIndex):

@@ -14,7 +14,7 @@ from nexus_integrations.index.checks import (
     slices,
     unique,
 )
-from nexus_integrations.types import Floats, Hits, Metric
+from nexus_integrations.protocols import Floats, Hits, Metric
 
 _METRICS = {"cosine": Metric.COSINE, "dot": Metric.DOT, "l2": Metric.L2}
 _BATCH_SIZE = 1000  # ids in one WHERE clause

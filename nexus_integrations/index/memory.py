@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nexus_integrations.draft import written_whole
 from nexus_integrations.extras import extra
-from nexus_integrations.types import Floats, Hits, Integers, Metric
+from nexus_integrations.files import written_whole
+from nexus_integrations.protocols import Floats, Hits, Integers, Metric
 
 # Scores of one block of documents: 2**22 float32 are 16 MiB, small beside any corpus.
 _BLOCK_SCORES = 2**22

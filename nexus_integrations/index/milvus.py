@@ -14,7 +14,7 @@ from nexus_integrations.index.checks import (
     slices,
     unique,
 )
-from nexus_integrations.types import Floats, Hits, Metric
+from nexus_integrations.protocols import Floats, Hits, Metric
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _METRICS = {"COSINE": Metric.COSINE, "IP": Metric.DOT, "L2": Metric.L2}

@@ -16,7 +16,7 @@ from nexus_integrations.index.checks import (
     slices,
     unique,
 )
-from nexus_integrations.types import Floats, Hits, Metric
+from nexus_integrations.protocols import Floats, Hits, Metric
 
 try:
     import psycopg

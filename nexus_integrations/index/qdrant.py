@@ -15,7 +15,7 @@ from nexus_integrations.index.checks import (
     slices,
     unique,
 )
-from nexus_integrations.types import Floats, Hits, Metric
+from nexus_integrations.protocols import Floats, Hits, Metric
 
 try:
     from qdrant_client import models

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nexus_integrations.draft import written_whole
-from nexus_integrations.types import Floats
+from nexus_integrations.files import written_whole
+from nexus_integrations.protocols import Floats
 
 # Rows that are packed, and unpacked, at a time: pyarrow holds several copies of them.
 _ROWS = 512

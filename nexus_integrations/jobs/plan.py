@@ -14,10 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from nexus_integrations.draft import written_whole
+from nexus_integrations.files import sha256_of, written_whole
 from nexus_integrations.jobs.rows import InputFile, Record, read_records
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.source import sha256_of
 
 VERSION = 1
 # A shard of very long texts is closed before its rows are many: memory is bounded by both.

@@ -16,8 +16,8 @@ from pydantic import (
 
 from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.registry import EncoderSettings, SharedEncoder
-from nexus_integrations.source import DEFAULT_MODEL
+from nexus_integrations.encoder.source import DEFAULT_MODEL
+from nexus_integrations.frameworks.shared_encoder import EncoderSettings, SharedEncoder
 
 
 class NexusEmbeddings(BaseModel, Embeddings):

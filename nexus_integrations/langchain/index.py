@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from nexus_integrations.index.mapping import MappingIndex
-from nexus_integrations.types import Floats, Hits, Metric, VectorIndex
+from nexus_integrations.frameworks.mapping import MappingIndex
+from nexus_integrations.protocols import Floats, Hits, Metric, VectorIndex
 
 
 def open_index(source: VectorStore | VectorIndex) -> VectorIndex:
@@ -138,7 +138,7 @@ def _qdrant(store: Any) -> VectorIndex:
 
 
 def _postgres(store: Any) -> VectorIndex:
-    from nexus_integrations.index.engine import open_postgres
+    from nexus_integrations.frameworks.postgres import open_postgres
 
     inner = store._PGVectorStore__vs  # the store proper, asynchronous
     metric = {"<=>": Metric.COSINE, "<#>": Metric.DOT, "<->": Metric.L2}
@@ -153,7 +153,7 @@ def _postgres(store: Any) -> VectorIndex:
 
 
 def _pgvector(store: Any) -> VectorIndex:
-    from nexus_integrations.index.engine import open_postgres
+    from nexus_integrations.frameworks.postgres import open_postgres
 
     metric = {"cosine": Metric.COSINE, "inner": Metric.DOT, "l2": Metric.L2}
     return open_postgres(

@@ -6,13 +6,13 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
-from nexus_integrations.foreign import NO_IDENTITY, ForeignEncoder
+from nexus_integrations.frameworks.foreign import NO_IDENTITY, ForeignEncoder
+from nexus_integrations.frameworks.postprocessor import Postprocessor
 from nexus_integrations.langchain.data import Pairs, as_dataset
 from nexus_integrations.langchain.embedding import NexusEmbeddings
 from nexus_integrations.langchain.index import open_index
 from nexus_integrations.nudge.apply import NudgeConfig
-from nexus_integrations.nudge.postprocessor import Postprocessor
-from nexus_integrations.types import Encoder, VectorIndex
+from nexus_integrations.protocols import Encoder, VectorIndex
 
 
 class NudgePostprocessor(Postprocessor[VectorStore | VectorIndex]):

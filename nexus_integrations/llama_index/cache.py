@@ -8,8 +8,8 @@ from typing import Any
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
 from nexus_integrations.backends import Role
+from nexus_integrations.frameworks.shared_encoder import SharedEncoder
 from nexus_integrations.llama_index.observers import original
-from nexus_integrations.registry import SharedEncoder
 
 # LlamaIndex asks its cache for a text alone; which role the text has is known only to the caller.
 _role: "ContextVar[Role]" = ContextVar("nexus_integrations_role", default="document")

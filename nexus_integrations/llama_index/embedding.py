@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_f
 
 from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder.source import DEFAULT_MODEL
+from nexus_integrations.frameworks.shared_encoder import EncoderSettings, SharedEncoder
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
 from nexus_integrations.llama_index.observers import (
     is_observed,
@@ -19,8 +21,6 @@ from nexus_integrations.llama_index.observers import (
     stand_ins,
     without_span,
 )
-from nexus_integrations.registry import EncoderSettings, SharedEncoder
-from nexus_integrations.source import DEFAULT_MODEL
 
 # These belong to a process: another one that unpickles an embedding has its own.
 _PROCESS_FIELDS = ("callback_manager", "rate_limiter")

@@ -22,7 +22,7 @@ _TAKEN_OVER = (
 class NexusFinetuneEngine:
     """Train dendritic heads for an embedding model on questions and the passages that answer them.
 
-    With the default `side="query"` of `FinetuneConfig` the vectors of an index stay valid: the
+    With the default `heads="query"` of `FinetuneConfig` the vectors of an index stay valid: the
     tuned model queries it as it is.
     """
 

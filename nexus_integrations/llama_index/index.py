@@ -7,8 +7,8 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from nexus_integrations.index.mapping import MappingIndex
-from nexus_integrations.types import Metric, VectorIndex
+from nexus_integrations.frameworks.mapping import MappingIndex
+from nexus_integrations.protocols import Metric, VectorIndex
 
 
 def open_index(source: VectorStoreIndex | BasePydanticVectorStore | VectorIndex) -> VectorIndex:
@@ -85,7 +85,7 @@ def _lancedb(store: Any) -> VectorIndex:
 
 
 def _postgres(store: Any) -> VectorIndex:
-    from nexus_integrations.index.engine import open_postgres
+    from nexus_integrations.frameworks.postgres import open_postgres
 
     store._initialize()  # as its own add and query do; without it there is no engine
     table = store._table_class.__tablename__

@@ -15,14 +15,14 @@ from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
-from nexus_integrations.foreign import NO_IDENTITY, ForeignEncoder
+from nexus_integrations.frameworks.foreign import NO_IDENTITY, ForeignEncoder
+from nexus_integrations.frameworks.postprocessor import Postprocessor
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
 from nexus_integrations.llama_index.index import open_index
-from nexus_integrations.nudge.apply import NudgeConfig, NudgeReport, nudge_index
-from nexus_integrations.nudge.postprocessor import Postprocessor
-from nexus_integrations.types import Encoder, Metric, VectorIndex
+from nexus_integrations.nudge.apply import NudgeConfig, NudgeResult, nudge_index
+from nexus_integrations.protocols import Encoder, Metric, VectorIndex
 
 
 class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStore | VectorIndex]):
@@ -71,7 +71,7 @@ class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStor
         """
         return NudgeTransformation(self)
 
-    def apply_to_nodes(self, nodes: Sequence[BaseNode]) -> NudgeReport | None:
+    def apply_to_nodes(self, nodes: Sequence[BaseNode]) -> NudgeResult | None:
         """Move the embeddings of nodes before a store sees them, and report.
 
         Only questions whose documents are all among the nodes count; None where none is left. The
@@ -122,7 +122,7 @@ class NudgeTransformation(TransformComponent):
     """
 
     _nudge: NudgePostprocessor = PrivateAttr()
-    _report: NudgeReport | None = PrivateAttr(default=None)
+    _report: NudgeResult | None = PrivateAttr(default=None)
 
     def __init__(self, nudge: NudgePostprocessor) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class NudgeTransformation(TransformComponent):
         return "NudgeTransformation"
 
     @property
-    def report(self) -> NudgeReport | None:
+    def report(self) -> NudgeResult | None:
         """What the last run did; None before it, and where no question's documents were there."""
         return self._report
 

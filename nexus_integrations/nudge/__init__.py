@@ -2,16 +2,16 @@
 
 from nexus_integrations.nudge.apply import (
     NudgeConfig,
-    NudgeReport,
+    NudgeResult,
     choose_gamma_again,
     nudge_index,
 )
-from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.life import StateFolder
 from nexus_integrations.nudge.state import NudgeState
 
 __all__ = [
     "NudgeConfig",
-    "NudgeReport",
+    "NudgeResult",
     "NudgeState",
     "StateFolder",
     "choose_gamma_again",

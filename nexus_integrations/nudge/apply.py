@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import (
-    check_fits,
     check_relevant_are_stored,
     mean_interval,
     metric_depth,
 )
 from nexus_integrations.index.memory import check_vectors
-from nexus_integrations.nudge.folder import StateFolder, check_unit
 from nexus_integrations.nudge.gamma import Judges, cross_validated
+from nexus_integrations.nudge.life import StateFolder, check_unit
 from nexus_integrations.nudge.solver import GAMMAS, NUDGE_FT_GAMMAS, Shift, Turn
 from nexus_integrations.nudge.state import NudgeState, Variant, content_hashes
-from nexus_integrations.types import Encoder, Floats, Metric, VectorIndex
+from nexus_integrations.protocols import Encoder, Floats, Metric, VectorIndex
+from nexus_integrations.retrievers.dense import check_fits
 
 Solver = Literal["closed-form", "nudge-ft"]
 Rule = Literal["curve", "nudge-ft"]
@@ -88,7 +88,7 @@ class NudgeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NudgeReport:
+class NudgeResult:
     """What a nudge did.
 
     `curve` maps each γ tried to the metric on the queries that chose it (`chosen_by`: "dev",
@@ -148,7 +148,7 @@ def nudge_index(
     config: NudgeConfig | None = None,
     *,
     state_dir: str | Path | StateFolder | None = None,
-) -> NudgeReport:
+) -> NudgeResult:
     """Move the index's vectors of the documents that answer training queries, in place.
 
     `encoder` must be the one that filled the index and encodes its queries. What is needed to undo
@@ -206,7 +206,7 @@ def choose_gamma_again(
     config: NudgeConfig | None = None,
     *,
     state_dir: str | Path | StateFolder,
-) -> NudgeReport:
+) -> NudgeResult:
     """Choose γ anew for the questions that the state holds now, and move the documents to it.
 
     For a nudge that has learned from use, or forgotten: the state has all that is needed, so no
@@ -236,7 +236,7 @@ def _carry_out(
     folder: StateFolder,
     dropped: int,
     begun: float,
-) -> NudgeReport:
+) -> NudgeResult:
     """Choose γ where it is not given, judge, write, and report."""
     curve: dict[float, float] = {}
     gain, interval, chosen_by, better = None, None, "fixed", True
@@ -262,7 +262,7 @@ def _carry_out(
     written = better and moved > 0 and not config.dry_run
     if written:
         folder.apply(planned, targets, index)
-    return NudgeReport(
+    return NudgeResult(
         gamma=planned.gamma,
         variant=config.variant,
         metric=config.metric,

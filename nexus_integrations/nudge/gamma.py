@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from nexus_integrations.evaluation import metric_depth, score_rankings
 from nexus_integrations.nudge.solver import Shift, Turn, most_answers_first, query_sums, rankings
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.types import Floats, Metric, VectorIndex
+from nexus_integrations.protocols import Floats, Metric, VectorIndex
 
 _QUERY_BATCH = 256
 _SEARCH_BATCH = 1024  # a pass over the corpus each

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from nexus_integrations.types import Floats, Integers
+from nexus_integrations.protocols import Floats, Integers
 
 NUDGE_FT_GAMMAS: tuple[float, ...] = tuple(round(0.02 * step, 2) for step in range(25))
 """The grid of NUDGE-N in `nudge-ft` 0.1.2: 0, 0.02 … 0.48."""

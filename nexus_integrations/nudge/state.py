@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from nexus_integrations.nudge.solver import Shift, Turn, query_sums
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 Variant = Literal["n", "m"]
 # "applying" and "undoing" are on disk before the store is written: found on opening, they mean that

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import Comparison, Evaluation, compare
-from nexus_integrations.nudge.apply import NudgeReport
-from nexus_integrations.nudge.folder import StateFolder
+from nexus_integrations.nudge.apply import NudgeResult
+from nexus_integrations.nudge.life import StateFolder
+from nexus_integrations.nudge.record import NudgeRecord
 from nexus_integrations.nudge.state import NudgeState
-from nexus_integrations.records import NudgeRecord, TrainingRecord
+from nexus_integrations.protocols import VectorIndex
 from nexus_integrations.report.moves import Moves, file_hashes
 from nexus_integrations.training.recipe import FinetuneResult
-from nexus_integrations.types import VectorIndex
+from nexus_integrations.training.record import TrainingRecord
 
 __all__ = ["Moves", "NudgeRecord", "Report", "TrainingRecord"]
 
@@ -57,7 +58,7 @@ class Report:
         stages: Mapping[str, Evaluation],
         *,
         finetuned: FinetuneResult | TrainingRecord | None = None,
-        nudged: NudgeReport | StateFolder | None = None,
+        nudged: NudgeResult | StateFolder | None = None,
         index: VectorIndex | None = None,
         dataset: RetrievalDataset | None = None,
         learning_curve: Mapping[int, Comparison] | None = None,
@@ -128,12 +129,12 @@ class Report:
 
 
 def _nudged(
-    nudged: NudgeReport | StateFolder | None, fingerprint: str
+    nudged: NudgeResult | StateFolder | None, fingerprint: str
 ) -> tuple[NudgeRecord | None, NudgeState | None]:
     """Return what is told of a nudge, and its state where it is in place."""
     if nudged is None:
         return None, None
-    if isinstance(nudged, NudgeReport):
+    if isinstance(nudged, NudgeResult):
         record = NudgeRecord.of(nudged, fingerprint)
         return record, nudged.folder.state if nudged.written else None
     told = None if nudged.folder is None else NudgeRecord.load(nudged.folder)

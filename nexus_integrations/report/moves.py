@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from nexus_integrations.files import sha256_of
+from nexus_integrations.nudge.record import MOVED, lengths_of_moves
 from nexus_integrations.nudge.state import NudgeState
-from nexus_integrations.records import MOVED, lengths_of_moves
-from nexus_integrations.source import sha256_of
-from nexus_integrations.types import Floats, VectorIndex
+from nexus_integrations.protocols import Floats, VectorIndex
 
 _ARROWS = 400  # more than these hide one another
 _BACKGROUND = 1_500

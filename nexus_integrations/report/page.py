@@ -20,9 +20,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 import nexus_integrations
-from nexus_integrations import plots
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import Evaluation
+from nexus_integrations.report import plots
 
 if TYPE_CHECKING:
     from nexus_integrations.report import Report

@@ -16,7 +16,7 @@ from nexus_integrations.training.heads import Heads
 from nexus_integrations.training.objectives import Objective
 
 if TYPE_CHECKING:
-    from nexus_integrations.training.fit import Epoch
+    from nexus_integrations.training.record import Epoch
 
 _FORMAT = "nexus-checkpoint"
 # perforatedai keeps its tracker's books in a buffer of the module: they are told again instead.

@@ -10,8 +10,9 @@ from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
+from nexus_integrations.protocols import VectorIndex
+from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.recipe import FinetuneConfig, finetune
-from nexus_integrations.types import VectorIndex
 
 SIZES = (25, 50, 100, 250, 500, 1000)
 """Numbers of training questions, unless told otherwise."""
@@ -55,7 +56,7 @@ def learning_curve(
     if encoder.query_head is not None or encoder.document_head is not None:
         raise ValueError("the encoder has heads already: begin with the one without")
     plain = _copy(encoder, train, index)
-    before = evaluate(plain, encoder, test)
+    before = evaluate(DenseRetriever(plain, encoder), test)
     curve = {}
     for size in wanted:
         runs = []
@@ -88,7 +89,7 @@ def _tuned(
         nudge_index(index, tuned, train.joined(dev), config=gamma)
     else:
         nudge_index(index, tuned, train, dev)
-    return evaluate(index, tuned, test)
+    return evaluate(DenseRetriever(index, tuned), test)
 
 
 def _copy(

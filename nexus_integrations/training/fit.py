@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nexus_integrations.dendrite import DendriticHead
+from nexus_integrations.encoder.head import DendriticHead
 from nexus_integrations.training.checkpoint import Checkpoint
-from nexus_integrations.training.heads import Heads, Side, exported
+from nexus_integrations.training.heads import Heads, HeadsKind, exported
 from nexus_integrations.training.objectives import Objective
+from nexus_integrations.training.record import Epoch
 
 Keep = Literal["best", "last"]
 """Which epoch's weights training leaves: the one best on dev, or the last of every cycle."""
@@ -52,25 +53,8 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One epoch of training.
-
-    `score` is the dev score after it (nDCG@10, or Spearman's ρ for sentence pairs; NaN where dev is
-    trained on), `dendrites` how many the heads had grown, `parameters` how many numbers were
-    trained, `seconds` the time since training began.
-    """
-
-    epoch: int
-    dendrites: int
-    loss: float
-    score: float
-    parameters: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training leaves: one head, or two under side "each", and a trained backbone's weights.
+    """What training leaves: one head or two, and a trained backbone's weights.
 
     `tower` is empty where the backbone was frozen.
     """
@@ -184,7 +168,7 @@ def train_epoch(
 
 def fit_linear(
     objective: Objective,
-    side: Side,
+    side: HeadsKind,
     schedule: Schedule,
     seed: int,
     on_epoch: Callable[[Epoch], None],

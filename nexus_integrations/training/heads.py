@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nexus_integrations.dendrite import DendriticHead
-from nexus_integrations.types import Floats
+from nexus_integrations.encoder.head import DendriticHead
+from nexus_integrations.protocols import Floats
 
-Side = Literal["query", "both", "each"]
+HeadsKind = Literal["query", "shared", "separate"]
 """Which vectors a head maps: the queries', both roles' by one head, or each role's by its own."""
 
 
@@ -32,15 +32,15 @@ class Residual(nn.Module):
 class Heads(nn.Module):
     """The heads of one training run: `queries` and `documents` map vectors, (n, dimension)."""
 
-    def __init__(self, dimension: int, side: Side) -> None:
+    def __init__(self, dimension: int, side: HeadsKind) -> None:
         super().__init__()
         self.side = side
         self.first = Residual(dimension)
-        self.second = Residual(dimension) if side == "each" else None
+        self.second = Residual(dimension) if side == "separate" else None
 
     @classmethod
-    def linear(cls, heads: Sequence[DendriticHead], side: Side) -> "Heads":
-        """Return the modules of linear heads, one or, under side "each", two."""
+    def linear(cls, heads: Sequence[DendriticHead], side: HeadsKind) -> "Heads":
+        """Return the modules of linear heads, one or, under side "separate", two."""
         modules = cls(heads[0].dimension, side)
         for part, head in zip((modules.first, modules.second), heads, strict=False):
             if part is not None:

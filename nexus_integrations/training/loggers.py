@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from nexus_integrations.extras import extra
-from nexus_integrations.training.fit import Epoch
+from nexus_integrations.training.record import Epoch
 
 OnEpoch = Callable[[Epoch], None]
 

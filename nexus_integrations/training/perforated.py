@@ -30,7 +30,6 @@ from torch import Tensor
 
 from nexus_integrations.training.checkpoint import Checkpoint
 from nexus_integrations.training.fit import (
-    Epoch,
     Keep,
     Schedule,
     Trained,
@@ -40,7 +39,7 @@ from nexus_integrations.training.fit import (
     own_randomness,
     train_epoch,
 )
-from nexus_integrations.training.heads import Heads, Side
+from nexus_integrations.training.heads import Heads, HeadsKind
 from nexus_integrations.training.objectives import (
     Objective,
     RetrievalObjective,
@@ -48,6 +47,7 @@ from nexus_integrations.training.objectives import (
     to_numbers,
     to_tensors,
 )
+from nexus_integrations.training.record import Epoch
 
 _INSTALL = (
     'pip install "nexus-integrations[dendrites]" (perforatedai has wheels for CPython 3.10-3.12)'
@@ -66,7 +66,7 @@ def require_perforatedai() -> None:
 
 def grow(
     objective: Objective,
-    side: Side,
+    side: HeadsKind,
     schedule: Schedule,
     *,
     dendrites: int,

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from nexus_integrations.data import RetrievalDataset, SimilarityDataset, near_duplicates
-from nexus_integrations.dendrite import DendriticHead
 from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.evaluation import check_fits, check_relevant_are_stored
+from nexus_integrations.encoder.head import DendriticHead
+from nexus_integrations.evaluation import check_relevant_are_stored
 from nexus_integrations.index.memory import MemoryIndex, check_vectors
 from nexus_integrations.nudge.gamma import Judges
 from nexus_integrations.nudge.solver import GAMMAS, Turn, query_sums
 from nexus_integrations.progress import progress_bar
-from nexus_integrations.records import TrainingRecord
+from nexus_integrations.protocols import Floats, Metric, VectorIndex
+from nexus_integrations.retrievers.dense import check_fits
 from nexus_integrations.training.checkpoint import Checkpoint
-from nexus_integrations.training.fit import Epoch, Keep, Schedule, Trained, fit_linear
-from nexus_integrations.training.heads import Heads, Side
+from nexus_integrations.training.fit import Keep, Schedule, Trained, fit_linear
+from nexus_integrations.training.heads import Heads, HeadsKind
 from nexus_integrations.training.losses import LOSSES, Loss
 from nexus_integrations.training.objectives import (
     Objective,
@@ -32,7 +33,7 @@ from nexus_integrations.training.objectives import (
     SimilarityObjective,
 )
 from nexus_integrations.training.perforated import grow, require_perforatedai
-from nexus_integrations.types import Floats, Metric, VectorIndex
+from nexus_integrations.training.record import Epoch, TrainingRecord
 
 if TYPE_CHECKING:
     from nexus_integrations.training.texts import TextRetrievalObjective, TextSimilarityObjective
@@ -50,10 +51,10 @@ class FinetuneConfig:
 
     `backbone`: "frozen" trains heads on vectors embedded once; "trainable" trains all weights, of
     heads and backbone, on the texts: minutes instead of seconds, and every document is embedded
-    anew afterwards. `side`: "query" maps queries alone, so
-    that stored document vectors stay valid; "both" maps both roles by one head; "each" gives each
-    role its own. `dendrites` is how many perforatedai may grow, one per cycle of `epochs` while the
-    dev score rises; 0 trains a linear head without it.
+    anew afterwards. `heads`: "query" maps queries alone, so that stored document vectors stay
+    valid; "shared" maps both roles by one head; "separate" gives each role its own. `dendrites`
+    is how many perforatedai may grow, one per cycle of `epochs` while the dev score rises; 0 trains
+    a linear head without it.
     `tries` is how many random starts a dendrite gets before growth ends. `warmup_epochs` is the
     length of the cycle before the first dendrite, where it differs.
 
@@ -62,7 +63,7 @@ class FinetuneConfig:
     pairs); a trained backbone has its own `backbone_learning_rate` and, with `dropout`, that of its
     architecture, which takes half as long again. `loss` is that of sentence pairs, see
     `similarity_loss`. `scale` is the inverse temperature of every softmax; `anchor`
-    weighs the squared change of vectors, in the loss; `nudge` is the γ of the NUDGE-N that training
+    weighs the squared change of vectors, in the loss; `gamma` is the γ of the NUDGE-N that training
     expects to follow (0: none). Both are of a frozen backbone alone. With `refit` heads of the size
     that dev chose are trained once more, on train and dev together. `average` is how many runs, of
     the seeds from `seed` on, are averaged weight by weight (model soups, Wortsman et al., 2022): of
@@ -72,7 +73,7 @@ class FinetuneConfig:
     """
 
     backbone: Literal["frozen", "trainable"] = "frozen"
-    side: Side = "query"
+    heads: HeadsKind = "query"
     dendrites: int = 3
     tries: int = 2
     epochs: int = 12
@@ -86,15 +87,15 @@ class FinetuneConfig:
     weight_decay: float = 0.0
     scale: float = 25.0
     anchor: float = 0.5
-    nudge: float = 0.02
+    gamma: float = 0.02
     refit: bool = False
     average: int = 1
     split_by: str = "query"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.side not in ("query", "both", "each"):
-            raise ValueError(f"side must be 'query', 'both' or 'each', not {self.side!r}")
+        if self.heads not in ("query", "shared", "separate"):
+            raise ValueError(f"heads must be 'query', 'shared' or 'separate', not {self.heads!r}")
         if self.split_by not in ("query", "document"):
             raise ValueError(f"split_by must be 'query' or 'document', not {self.split_by!r}")
         if self.backbone not in ("frozen", "trainable"):
@@ -117,8 +118,8 @@ class FinetuneConfig:
         for name in ("learning_rate", "backbone_learning_rate", "scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.nudge < 4:
-            raise ValueError(f"nudge must lie in 0 ≤ γ < 4, not {self.nudge}")
+        if not 0 <= self.gamma < 4:
+            raise ValueError(f"gamma must lie in 0 ≤ γ < 4, not {self.gamma}")
         if self.average > 1 and self.dendrites:
             raise ValueError(
                 "dendrites of several runs cannot be averaged: use average with dendrites=0"
@@ -223,13 +224,13 @@ def finetune(
         dropped = train.dropped + dev.dropped
         repeated = len(near_duplicates(train, dev))
     elif isinstance(train, SimilarityDataset) and isinstance(dev, SimilarityDataset):
-        config = replace(config, side="both")  # a pair has no query and document
+        config = replace(config, heads="shared")  # a pair has no query and document
         objective = _similarity(encoder, train, dev, config)
     else:
         raise TypeError(f"train is a {type(train).__name__}, dev a {type(dev).__name__}")
     embedded = perf_counter()
     start = {} if objective.tower is None else _copied(objective.tower.state_dict())
-    baseline = score = objective.score(Heads(objective.dimension, config.side))
+    baseline = score = objective.score(Heads(objective.dimension, config.heads))
     checkpoint = None
     if checkpoint_dir is not None and objective.kind != "text-retrieval":
         checkpoint = Checkpoint(Path(checkpoint_dir), _identity(encoder, train, dev, config))
@@ -246,18 +247,18 @@ def finetune(
             objective = smaller
     reached = max(epoch.score for epoch in history)
     if config.average > 1:
-        reached = _score(objective, trained, config.side)
+        reached = _score(objective, trained, config.heads)
     if reached > baseline:
         score = reached
     else:
         untrained = [DendriticHead.untrained(objective.dimension) for _ in trained.heads]
         trained = Trained(heads=untrained, tower=start)
-    gamma = _best_gamma(objective, trained.heads, config.side)
+    gamma = _best_gamma(objective, trained.heads, config.heads)
     if config.refit and score > baseline:
         grown = replace(config, dendrites=max(head.dendrites for head in trained.heads))
         trained, _ = _averaged(objective.with_dev_in_train(), grown, start, keep="last")
     return FinetuneResult(
-        encoder=_with_trained(encoder, objective, trained, config.side),
+        encoder=_with_trained(encoder, objective, trained, config.heads),
         history=history,
         metric="ndcg@10" if isinstance(train, RetrievalDataset) else "spearman",
         baseline_score=baseline,
@@ -340,7 +341,7 @@ def _averaged(
     return Trained.mean(runs), history
 
 
-def _score(objective: Objective, trained: Trained, side: Side) -> float:
+def _score(objective: Objective, trained: Trained, side: HeadsKind) -> float:
     """Return the dev score of linear heads, and of the backbone trained with them."""
     if objective.tower is not None:
         objective.tower.load_state_dict(trained.tower)
@@ -354,7 +355,7 @@ def _trained(
     checkpoint: Checkpoint | None,
     tell: Callable[[Epoch], None],
 ) -> Trained:
-    """Return one head, or two for side "each", with a trained backbone."""
+    """Return one head, or two for side "separate", with a trained backbone."""
     schedule = Schedule(
         epochs=config.epochs,
         first_epochs=config.warmup_epochs,
@@ -377,7 +378,7 @@ def _trained(
         if config.dendrites:
             trained = grow(
                 objective,
-                config.side,
+                config.heads,
                 schedule,
                 dendrites=config.dendrites,
                 tries=config.tries,
@@ -389,7 +390,7 @@ def _trained(
         else:
             trained = fit_linear(
                 objective,
-                config.side,
+                config.heads,
                 schedule,
                 config.seed,
                 on_epoch,
@@ -399,7 +400,9 @@ def _trained(
     return trained
 
 
-def _best_gamma(objective: Objective, heads: Sequence[DendriticHead], side: Side) -> float | None:
+def _best_gamma(
+    objective: Objective, heads: Sequence[DendriticHead], side: HeadsKind
+) -> float | None:
     """Return the γ that serves the dev queries best, the smallest of equals."""
     if not isinstance(objective, RetrievalObjective):
         return None
@@ -428,7 +431,7 @@ def _best_gamma(objective: Objective, heads: Sequence[DendriticHead], side: Side
 
 
 def _with_trained(
-    encoder: DendriticEncoder, objective: Objective, trained: Trained, side: Side
+    encoder: DendriticEncoder, objective: Objective, trained: Trained, side: HeadsKind
 ) -> DendriticEncoder:
     heads = trained.heads
     if objective.tower is not None:
@@ -481,11 +484,11 @@ def _retrieval(
         # Under side "query" documents keep the head they have; otherwise theirs is trained anew.
         embedded = (
             encoder.encode_documents(texts)
-            if config.side == "query"
+            if config.heads == "query"
             else encoder.backbone_vectors(texts, "document")
         )
         index = MemoryIndex(list(corpus), embedded)
-    elif config.side != "query" and encoder.document_head is not None:
+    elif config.heads != "query" and encoder.document_head is not None:
         raise ValueError(
             "the index holds vectors that the encoder's document head has mapped already: train "
             "anew from the encoder without heads and its index"
@@ -513,7 +516,7 @@ def _retrieval(
         dev_queries=torch.from_numpy(dev_queries),
         dev_answers=_pairs(dev, rows),
         scale=config.scale,
-        gamma=config.nudge,
+        gamma=config.gamma,
         anchor=config.anchor,
     )
 
@@ -530,9 +533,9 @@ def _retrieval_by_texts(
 
     if len(train) < 2:
         raise ValueError("the training set has one query: an encoder fitted to it knows no other")
-    if config.side == "query":
+    if config.heads == "query":
         raise ValueError(
-            "a trained backbone changes documents as well: use side='both' or 'each' with "
+            "a trained backbone changes documents as well: use heads='shared' or 'separate' with "
             "backbone='trainable', and embed the documents anew afterwards"
         )
     corpus = {**train.corpus, **dev.corpus}

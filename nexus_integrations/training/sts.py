@@ -22,9 +22,9 @@ from scipy.stats import spearmanr
 from nexus_integrations.backends import Backbone, Role
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.protocols import Floats
 from nexus_integrations.training.presets import PRESETS
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
-from nexus_integrations.types import Floats
 
 Row = dict[str, Any]
 """The settings and figures of one run, as JSON holds them."""

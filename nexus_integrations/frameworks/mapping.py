@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.types import Floats, Hits, Metric
+from nexus_integrations.protocols import Floats, Hits, Metric
 
 
 class MappingIndex:

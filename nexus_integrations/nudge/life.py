@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nexus_integrations.index.memory import check_vectors
 from nexus_integrations.nudge.state import NudgeState, Observation, StateFiles, content_hashes
-from nexus_integrations.types import Floats, Metric, VectorIndex
+from nexus_integrations.protocols import Floats, Metric, VectorIndex
 
 # How far a stored vector may be from one that was written: stores keep float32, some in other
 # units or after normalising once more.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nexus_integrations.data import check_texts
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 NO_IDENTITY = frozenset(
     {

@@ -9,12 +9,12 @@ from uuid import uuid4
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.nudge.apply import (
     NudgeConfig,
-    NudgeReport,
+    NudgeResult,
     choose_gamma_again,
     nudge_index,
 )
-from nexus_integrations.nudge.folder import StateFolder, belongs
-from nexus_integrations.types import Encoder, VectorIndex
+from nexus_integrations.nudge.life import StateFolder, belongs
+from nexus_integrations.protocols import Encoder, VectorIndex
 
 Source = TypeVar("Source")
 
@@ -53,7 +53,7 @@ class Postprocessor(ABC, Generic[Source]):
     def encoder(self) -> Encoder:
         """The encoder that filled the store and queries it."""
 
-    def apply(self, source: Source) -> NudgeReport:
+    def apply(self, source: Source) -> NudgeResult:
         """Nudge the store in place and report; its searches see it at once.
 
         Raises `NotImplementedError` for a store that is not supported, and what
@@ -114,7 +114,7 @@ class Postprocessor(ABC, Generic[Source]):
         """
         return self._state().refresh(self.open_index(source), corpus)
 
-    def choose_gamma_again(self, source: Source) -> NudgeReport:
+    def choose_gamma_again(self, source: Source) -> NudgeResult:
         """Choose γ anew for the questions that the state holds, and move the documents to it."""
         return choose_gamma_again(
             self._open(source), self.encoder, self.dev, self.config, state_dir=self._state()

@@ -1,4 +1,4 @@
-"""The vocabulary of the package: what an encoder and an index promise, and in which arrays."""
+"""The vocabulary of the package: what an encoder, an index and a retriever promise."""
 
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -35,6 +35,17 @@ class Hits(NamedTuple):
 
     ids: list[list[str]]
     similarities: Floats
+
+    @classmethod
+    def joined(cls, batches: "Sequence[Hits]") -> "Hits":
+        """Return the hits of all queries; the similarities of narrower rows end in −∞."""
+        width = max((batch.similarities.shape[1] for batch in batches), default=0)
+        padded = [
+            np.pad(found, ((0, 0), (0, width - found.shape[1])), constant_values=-np.inf)
+            for _, found in batches
+        ]
+        similarities = np.concatenate([np.zeros((0, width), dtype=np.float32), *padded])
+        return cls([ids for batch in batches for ids in batch.ids], similarities)
 
 
 @runtime_checkable
@@ -111,5 +122,17 @@ class VectorIndex(Protocol):
 
         Replacing twice with the same vectors equals replacing once. An id that the store does not
         hold raises `KeyError` before anything is written.
+        """
+        ...
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Question texts to ranked passages."""
+
+    def search(self, texts: Sequence[str], k: int) -> Hits:
+        """Return the k best passages of each question text, best first.
+
+        Fewer than k come back where fewer are found.
         """
         ...

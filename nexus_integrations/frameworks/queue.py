@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from nexus_integrations.backends import Role
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 Encode = Callable[[list[str]], Floats]
 

@@ -1,8 +1,9 @@
 """Where a backbone's files come from: a folder, the hub's cache, the bundled package, the hub."""
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+
+from nexus_integrations.files import sha256_of
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -62,15 +63,6 @@ def find_model(name: str) -> Path:
             f"model {name!r} is no folder, not in the hub's cache, and the hub did not deliver it "
             f"({type(error).__name__}): {hint}"
         ) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _bundled_folder() -> Path | None:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from nexus_integrations.backends import Backend, Precision, Role
-from nexus_integrations.batching import EmbeddingQueue, Encode, parts
 from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.frameworks.queue import EmbeddingQueue, Encode, parts
 from nexus_integrations.progress import embedding_bar
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 IN_MEMORY = "(in memory)"
 """The model's name of an encoder that was given, not loaded."""

@@ -4,7 +4,7 @@ import weakref
 from typing import Any
 
 from nexus_integrations.index.postgres import PostgresIndex
-from nexus_integrations.types import Metric
+from nexus_integrations.protocols import Metric
 
 try:
     import psycopg

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
 
 # Rows mapped at a time: 8,192 × 384 float32 and the dendrites' outputs stay within 75 MB.
 _ROWS = 8192

@@ -20,8 +20,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from nexus_integrations.evaluation import Comparison, Evaluation
-from nexus_integrations.training.fit import Epoch
-from nexus_integrations.types import Floats
+from nexus_integrations.protocols import Floats
+from nexus_integrations.training.record import Epoch
 
 _INK, _GREY, _RULE = "#1c2024", "#60656d", "#dcdfe4"
 _BEFORE, _BLUE, _ORANGE = "#868c96", "#1f5fc4", "#b4490f"

@@ -22,9 +22,10 @@ from nexus_integrations.backends import (
     load_backbone,
 )
 from nexus_integrations.data import check_texts
-from nexus_integrations.dendrite import DendriticHead
-from nexus_integrations.source import DEFAULT_MODEL, find_model, sha256_of
-from nexus_integrations.types import Floats
+from nexus_integrations.encoder.head import DendriticHead
+from nexus_integrations.encoder.source import DEFAULT_MODEL, find_model
+from nexus_integrations.files import sha256_of
+from nexus_integrations.protocols import Floats
 
 _MANIFEST = "nexus.json"
 _BACKBONE = "backbone"
@@ -281,7 +282,7 @@ class DendriticEncoder:
         if head is not self.document_head or (head is not None and head.dendrites):
             raise ValueError(
                 "only one linear head, shared by both roles, is a plain sentence-transformers "
-                "model: train with side='both', dendrites=0, or use save"
+                "model: train with heads='shared', dendrites=0, or use save"
             )
         backbone = self.backbone
         runs = (backbone.backend, backbone.precision)

@@ -1,9 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what tells two of them apart."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -29,3 +32,18 @@ def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write what JSON can hold, whole or not at all."""
+    with written_whole(path) as draft:
+        draft.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,5 @@
+"""Retrievers: question texts to ranked passages."""
+
+from nexus_integrations.retrievers.dense import DenseRetriever
+
+__all__ = ["DenseRetriever"]
