@@ -10,6 +10,8 @@ from pathlib import Path
 
 # No test needs the network. The hub's client reads this when it is first imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Likewise ONNX Runtime, which some tests import themselves.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import pytest

@@ -170,7 +170,7 @@ def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, m
     lists = [f"{'word ' * n} {n}" for n in range(1, 40)]
     of_lists = backbone.encode(lists, "document")
     lock, busy, most = threading.Lock(), [0], [0]
-    run_graph = onnx_backend.run_graph
+    run_session = onnx_backend.run_session
 
     def counted(graph, ids, mask):
         threads = 2 if graph is backbone._session else 1
@@ -178,12 +178,12 @@ def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, m
             busy[0] += threads
             most[0] = max(most[0], busy[0])
         try:
-            return run_graph(graph, ids, mask)
+            return run_session(graph, ids, mask)
         finally:
             with lock:
                 busy[0] -= threads
 
-    monkeypatch.setattr(onnx_backend, "run_graph", counted)
+    monkeypatch.setattr(onnx_backend, "run_session", counted)
 
     def work(number):
         if number % 2:
@@ -199,16 +199,16 @@ def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, m
 def test_a_lone_text_does_not_wait_for_a_long_list(runtime, monkeypatch):
     """Asked after the fifth of a hundred batches it is there before the fiftieth."""
     backbone = load_backbone(runtime, num_threads=2)
-    run_graph, ran, asked = onnx_backend.run_graph, [], threading.Event()
+    run_session, ran, asked = onnx_backend.run_session, [], threading.Event()
 
     def slow(graph, ids, mask):
         time.sleep(0.005)
         ran.append(graph)
         if len(ran) == 5:
             asked.set()
-        return run_graph(graph, ids, mask)
+        return run_session(graph, ids, mask)
 
-    monkeypatch.setattr(onnx_backend, "run_graph", slow)
+    monkeypatch.setattr(onnx_backend, "run_session", slow)
     monkeypatch.setattr(onnx_backend, "_BATCH_TOKENS", 1)  # a batch of each text
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(backbone.encode, [f"text {n}" for n in range(1000, 1100)], "document")

@@ -638,3 +638,60 @@ if __name__ == "__main__":
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+# Telemetry of ONNX Runtime, which is silent where CI is set.
+
+TELEMETRY = """
+import os, sys
+def watch(event, arguments):
+    if event == "import" and arguments[0] == "onnxruntime":
+        print("import", os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.addaudithook(watch)
+from nexus_integrations import DendriticEncoder
+assert "ORT_DISABLE_TELEMETRY" not in os.environ
+"""
+FIRST_IMPORTS = {
+    "run": "DendriticEncoder.load(exported).encode_queries(['a'])",
+    "quantise": "DendriticEncoder.load(model, backend='torch').export(new, 'int8')",
+    "cache": "DendriticEncoder.load(model).encode_documents(['a'])",
+}
+
+
+@pytest.mark.parametrize("way", FIRST_IMPORTS)
+def test_telemetry_is_off_before_onnxruntime_is_imported(tuned, package_environment, tmp_path, way):
+    """On every path that can be first; the home folder gets nothing but our own cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    folders = f"exported, model, new = {str(tuned.exported)!r}, {str(tuned.saved)!r}, 'new'\n"
+    environment = {k: v for k, v in package_environment.items() if k not in _OF_THE_MACHINE}
+    done = subprocess.run(
+        [sys.executable, "-c", TELEMETRY + folders + FIRST_IMPORTS[way]],
+        env={**environment, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) == {"import 1"}
+    written = {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()}
+    assert written <= {("cache", "nexus-integrations")}
+
+
+_OF_THE_MACHINE = {"CI", "ORT_DISABLE_TELEMETRY", "TF_BUILD", "GITHUB_ACTIONS"}
+
+
+def test_onnxruntime_that_was_imported_before_is_told_of(monkeypatch):
+    """Once, with what to do; what the user set is kept, and nothing is said."""
+    import onnxruntime  # noqa: F401
+
+    from nexus_integrations.backends.session import import_onnxruntime
+
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    with pytest.warns(UserWarning, match="set ORT_DISABLE_TELEMETRY=1 in the environment before"):
+        import_onnxruntime()
+    import_onnxruntime()
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    import_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nexus_integrations.backends.folder import GRAPH, WEIGHTS
+from nexus_integrations.backends.session import import_onnxruntime, open_session, run_session
 from nexus_integrations.extras import extra
 from nexus_integrations.protocols import Floats, Integers
 
@@ -56,9 +57,9 @@ def export_graph(vectors: UnitVectors, folder: Path, vocabulary: int, max_length
     Raises `ImportError` without onnx and onnxscript, `ValueError` for a model that cannot be
     exported.
     """
+    import_onnxruntime()  # before the exporter, which may import it too
     with extra("train"):
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     failures = []
     for attention in (_ATTENTION, "eager"):
@@ -182,9 +183,7 @@ def _maskless_where_whole(model: Any) -> Any:
 
 
 def _compare(vectors: UnitVectors, folder: Path, vocabulary: int, max_length: int) -> None:
-    from nexus_integrations.backends.onnx import run_graph, session
-
-    graph = session(folder / GRAPH, None)
+    graph = open_session(folder / GRAPH)
     rng = np.random.default_rng(0)
     longest = min(max_length or _LONGEST, _LONGEST)  # what sees a window alone shows in long texts
     shapes = [((1, 1), True), ((2, 29), True), ((3, 12), True), ((4, 15), False)]
@@ -193,7 +192,7 @@ def _compare(vectors: UnitVectors, folder: Path, vocabulary: int, max_length: in
         mask = np.ones_like(ids)
         if not whole:
             mask[0, 9:] = mask[2, 1:] = 0
-        found: Floats = run_graph(graph, ids, mask)
+        found: Floats = run_session(graph, ids, mask)
         with torch.no_grad():
             expected = vectors(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
         difference = float(np.abs(found - expected).max())

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nexus_integrations.backends.fastest import NEGLIGIBLE, sample_texts
 from nexus_integrations.backends.folder import GRAPH, WEIGHTS
-from nexus_integrations.backends.onnx import run_graph, session
+from nexus_integrations.backends.session import open_session, run_session
 from nexus_integrations.backends.stream import padded
 from nexus_integrations.backends.tokens import TextTokenizer
 from nexus_integrations.protocols import Floats, Integers
@@ -130,8 +130,8 @@ def _strange(texts: Sequence[list[int]], words: Sequence[int]) -> list[list[int]
 
 
 def _vectors(graph: Path, texts: Sequence[Sequence[int]]) -> Floats:
-    run = session(graph, None)
-    return np.concatenate([run_graph(run, *padded([ids])) for ids in texts])
+    run = open_session(graph)
+    return np.concatenate([run_session(run, *padded([ids])) for ids in texts])
 
 
 def _linear_layers(model: Any) -> list[_Layer]:
@@ -178,7 +178,7 @@ def _activations(
     watched = folder / "watched.onnx"
     watched.write_bytes(model.SerializeToString())
     try:
-        run = session(watched, None)
+        run = open_session(watched)
         every = -(-sum(map(len, texts)) // _ROWS)
         parts = [
             [rows.reshape(-1, rows.shape[-1])[::every] for rows in run.run(list(names), feed)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from nexus_integrations.backends import Precision, Role, load_backbone
 from nexus_integrations.backends.folder import (
@@ -19,6 +19,7 @@ from nexus_integrations.backends.folder import (
     cached_runtime,
     read_runtime,
 )
+from nexus_integrations.backends.session import open_session, run_session
 from nexus_integrations.backends.stream import embed
 from nexus_integrations.backends.threads import Turns, cores
 from nexus_integrations.extras import extra
@@ -30,14 +31,8 @@ _BATCH_TOKENS = 512
 # Longer texts are not padded: attention takes longer with a mask, and one of them fills a core.
 _PADDED_TO = 64
 
-# ONNX Runtime's fused kernel (1.31, x86-64) takes several times as long as the addition and the
-# normalisation that it replaces.
-_SLOW_FUSIONS = ["SkipLayerNormFusion"]
-
-
-# Of the probe's vectors in int8: the same whole numbers, and float32 between them that another
-# processor adds up in another order. Without instructions for dot products of bytes (VNNI on
-# x86-64) sums of two products are cut off, and it is less.
+# The least cosine of the probe's vectors in int8: CPUs add up the same integers, and the float32
+# between them in another order.
 _SAME = 0.9999
 
 # Sessions that a fork copied. Ending one waits for threads that are not there.
@@ -177,24 +172,24 @@ class OnnxBackbone:
     def _run(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by all threads."""
         with self._turns.all():
-            return run_graph(self._session, ids, mask)
+            return run_session(self._session, ids, mask)
 
     def _run_beside(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by one thread, the caller's, beside others."""
         with self._turns.one():
-            return run_graph(self._session_of_one(), ids, mask)
+            return run_session(self._session_of_one(), ids, mask)
 
     def _session_of_one(self) -> Any:
         with self._making:
             if self._one is None:
-                self._one = session(self._runtime / GRAPH, 1)
+                self._one = open_session(self._runtime / GRAPH, 1)
             return self._one
 
     def _begin_process(self) -> None:
         self._turns = Turns(self.num_threads or cores())
         self._making = threading.Lock()
         _inherited.extend([self._session, self._one])
-        self._session = session(self._runtime / GRAPH, self._turns.threads)
+        self._session = open_session(self._runtime / GRAPH, self._turns.threads)
         self._one = None
         self._process = os.getpid()
 
@@ -204,7 +199,7 @@ class OnnxBackbone:
         cosine = float((found * probe["vectors"]).sum(axis=1).min())
         if not cosine >= _SAME:
             raise ValueError(
-                f"this processor does not compute {self.folder} in int8 as the one that it was "
+                f"this CPU does not compute {self.folder} in int8 as the one that it was "
                 f"quantised on (cosine {cosine:.4f}): use float32, or quantise the model here"
             )
 
@@ -222,35 +217,3 @@ def _remove(folder: Path, process: int) -> None:
 
 def _unpickled(folder: Path, precision: Literal["float32", "int8"], num_threads: int | None) -> Any:
     return load_backbone(folder, backend="onnx", precision=precision, num_threads=num_threads)
-
-
-def write_probe(folder: Path, vocabulary: int) -> None:
-    """Keep ids below `vocabulary`, and what this machine makes of them, beside a graph."""
-    ids: Integers = np.random.default_rng(0).integers(0, vocabulary, (4, 24))
-    vectors = run_graph(session(folder / GRAPH, None), ids, np.ones_like(ids))
-    save_file({"input_ids": ids, "vectors": vectors}, folder / PROBE)
-
-
-def run_graph(graph: Any, ids: Integers, mask: Integers) -> Floats:
-    """Return the unit vectors, float32 (n, dimension), of ids and mask, int64 (n, length)."""
-    vectors: Floats = graph.run(None, {"input_ids": ids, "attention_mask": mask})[0]
-    return vectors
-
-
-def session(graph: Path, num_threads: int | None) -> Any:
-    with extra("runtime"):
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Threads that spin within a run answer a lone question sooner; between runs they would take a
-    # core from others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(
-        str(graph),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=_SLOW_FUSIONS,
-    )

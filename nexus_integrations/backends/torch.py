@@ -233,7 +233,7 @@ class TorchBackbone:
         exact: Literal["float32", "int8"] = "float32" if chosen == "float32" else "int8"
         if exact == "int8":
             from nexus_integrations.backends.int8 import quantise_graph
-            from nexus_integrations.backends.onnx import write_probe
+            from nexus_integrations.backends.session import write_probe
 
             quantise_graph(folder, self._tokenizer)
             write_probe(folder, len(self.model.tokenizer))
