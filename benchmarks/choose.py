@@ -1,10 +1,10 @@
 """Choose a recipe by cross-validation: `python -m benchmarks.choose DIR --vary anchor 0.25 0.5`.
 
 The train and dev questions of DIR are cut into folds. For every setting and fold, heads are fitted
-on the other folds, of which a share chooses epoch and γ, and judged on the fold, before and after
-NUDGE-N. Test questions are never read. With `--by document` no fold asks about a document that the
-others ask about. Rows are appended to OUTPUT.jsonl, rows that are there are not measured again, and
-OUTPUT.md is written from all of them.
+on the other folds (a share of them chooses epoch and γ) and judged on the fold, before and after
+NUDGE-N. Test questions are never read. With `--by document` no two folds ask about the same
+document. The benchmark appends rows to OUTPUT.jsonl, measures no recorded run again, and writes
+OUTPUT.md from all rows.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.corpora import Corpus, remembering_encoder
+from benchmarks.mean import Mean
+from benchmarks.record import Row, file_of, read_rows, table, write_page
 from benchmarks.runs import HEAD, NUDGED, Bench
 from nexus_integrations import FinetuneConfig
-from nexus_integrations.training.sts import Row, read_rows
-from nexus_integrations.training.summary import Mean, markdown_table
 
 _DEV_SHARE = 0.125
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/choice"))
     options = parser.parse_args()
-    path = options.output.with_suffix(".jsonl")
+    path = file_of(options.output, ".jsonl")
     encoder = remembering_encoder(None, options.vectors) if options.folders else None
     for folder in options.folders:
         assert encoder is not None
@@ -51,8 +51,7 @@ def main() -> None:
             bench = Bench(corpus, encoder, path, questions=False)
             for config in combinations(options.vary):
                 bench.finetuned(varied(config), config)
-    rows = read_rows(path)
-    options.output.with_suffix(".md").write_text(page(rows, options.output.name), encoding="utf-8")
+    write_page(options.output, page(read_rows(path), options.output.name))
 
 
 def folds(corpus: Corpus, count: int, by: str) -> Iterator[Corpus]:
@@ -116,12 +115,14 @@ def page(rows: Sequence[Row], file: str) -> str:
             found.append((recipe, stages, len(group), seconds))
         best = NUDGED if by == "query" else HEAD
         found.sort(key=lambda line: -line[1][best == NUDGED].mean)
-        lines = [["settings", "folds", HEAD, NUDGED, "seconds"]]
-        lines += [
+        lines = [
             [recipe, str(count), *map(str, stages), f"{seconds:.1f}"]
             for recipe, stages, count, seconds in found
         ]
-        parts += [f"## {name}, folds by {by}\n", markdown_table(lines) + "\n"]
+        parts += [
+            f"## {name}, folds by {by}\n",
+            table(["settings", "folds", HEAD, NUDGED, "seconds"], lines),
+        ]
     return "\n".join(parts)
 
 

@@ -1,15 +1,14 @@
-"""What tuning costs where it was not asked for: `python -m benchmarks.harm`.
+"""What tuning costs on questions and sentences of another kind: `python -m benchmarks.harm`.
 
-The out-of-distribution test of the NUDGE paper: queries are clustered in two by k-means on their
-vectors; everything is fitted and chosen on the train and dev questions of one cluster, and all
-questions of the other are asked before and after, both ways round. And the STS Benchmark: Spearman
-of the tuned encoder on pairs that have nothing to do with the corpus. Rows are appended to
-OUTPUT.jsonl, rows that are there are not measured again, and OUTPUT.md is written from all of them.
+The first test is the out-of-distribution test of the NUDGE paper. K-means on the query vectors cuts
+the questions into two clusters; everything is fitted and chosen on the train and dev questions of
+one cluster, and all questions of the other are asked before and after; then the clusters swap. The
+second is the STS Benchmark: Spearman of the tuned encoder on pairs that have nothing to do with the
+corpus. The benchmark appends rows to OUTPUT.jsonl, measures no recorded run again, and writes
+OUTPUT.md from all rows.
 """
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,22 @@ from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 
 from benchmarks.corpora import Corpus, index_of, mapped, remembering_encoder
-from benchmarks.record import machine
+from benchmarks.gains import signed
+from benchmarks.mean import Mean
+from benchmarks.record import (
+    STEP,
+    Row,
+    append_row,
+    file_of,
+    find_row,
+    in_steps,
+    machine,
+    read_rows,
+    run_id,
+    table,
+    write_page,
+)
+from benchmarks.runs import HEAD, NUDGED
 from nexus_integrations import (
     DendriticEncoder,
     FinetuneConfig,
@@ -33,32 +47,37 @@ from nexus_integrations import (
 )
 from nexus_integrations.evaluation import mean_interval
 from nexus_integrations.retrievers import DenseRetriever
-from nexus_integrations.training.sts import Row, STSBenchmark, append_row, read_rows
-from nexus_integrations.training.summary import Mean, markdown_table
+from nexus_integrations.training.sts import STSBenchmark
 
 _RECIPES = {
     "linear, query": FinetuneConfig(dendrites=0),
-    "linear, both": FinetuneConfig(dendrites=0, heads="shared"),
-    "linear, each": FinetuneConfig(dendrites=0, heads="separate"),
+    "linear, shared": FinetuneConfig(dendrites=0, heads="shared"),
+    "linear, separate": FinetuneConfig(dendrites=0, heads="separate"),
     "3 dendrites, query": FinetuneConfig(),
 }
 _NUDGE = "NUDGE-N alone"
 _LOSS, _FALL = 0.005, {"query": 0.01, "shared": 0.02, "separate": 0.02}
-_STEP = 1e-4
 
-_PAGE = """# No harm: questions of another kind, sentences of another kind
+_PAGE = """# What tuning costs on questions and sentences of another kind
 
 Written by `python -m benchmarks.harm` from the rows in [{file}.jsonl]({file}.jsonl). Frozen
 all-MiniLM-L6-v2, {seeds}.
 
 ## The other cluster
 
-The out-of-distribution test of the NUDGE paper. All questions of a set are clustered in two by
-k-means on their vectors. Heads are fitted on the train questions of one cluster, epoch and γ chosen
-on its dev questions; all questions of the other cluster are asked before and after, and then the
-other way round. The change in nDCG@10 is over the questions of both clusters, with its 95 %
-interval (bootstrap over questions of each one's mean over seeds). Aimed at: a loss of at most
-{loss}.
+The out-of-distribution test of the NUDGE paper. K-means on their vectors cuts the questions of a
+set into two clusters. Heads are fitted on the train questions of one cluster, and its dev questions
+choose epoch and γ; all questions of the other cluster are asked before and after; then the clusters
+swap. The change in nDCG@10 is over the questions of both clusters, with its 95 % interval
+(bootstrap over questions of each one's mean over seeds). The aim is a loss of at most {loss}.
+"""
+
+_STS_PAGE = """## The STS Benchmark
+
+Spearman's ρ on the test pairs, by encoders tuned on the whole training set: mean over seeds with
+its 95 % interval (Student's t), once with both sentences embedded as queries and once as documents.
+The fall is the larger of the two. The aim is at most {query} with a query head, and {both} with
+heads on both sides.
 """
 
 
@@ -72,7 +91,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/harm"))
     options = parser.parse_args()
-    path = options.output.with_suffix(".jsonl")
+    path = file_of(options.output, ".jsonl")
     if options.data is not None:
         encoder = remembering_encoder(None, options.vectors)
         pairs = STSBenchmark.read(options.data / "stsb").test
@@ -83,7 +102,7 @@ def main() -> None:
                 for fitted in (0, 1):
                     settings = {"test": "cluster", "fitted": fitted, "seeds": seeds}
                     _once(
-                        path, corpus, encoder, recipe, settings, _other_cluster,
+                        path, corpus, encoder, recipe, settings, other_cluster,
                         corpus, encoder, _RECIPES.get(recipe), fitted, seeds,
                     )  # fmt: skip
                 if recipe != _NUDGE:
@@ -91,8 +110,7 @@ def main() -> None:
                         path, corpus, encoder, recipe, {"test": "sts", "seeds": seeds}, _sentences,
                         corpus, encoder, _RECIPES[recipe], seeds, pairs,
                     )  # fmt: skip
-    rows = read_rows(path)
-    options.output.with_suffix(".md").write_text(page(rows, options.output.name), encoding="utf-8")
+    write_page(options.output, page(read_rows(path), options.output.name))
 
 
 def _once(
@@ -104,9 +122,8 @@ def _once(
     measure: Callable[..., Row],
     *arguments: Any,
 ) -> None:
-    key = json.dumps([corpus.name, corpus.train.digest, encoder.fingerprint, recipe, settings])
-    run = hashlib.sha256(key.encode()).hexdigest()[:16]
-    if any(row["run"] == run for row in read_rows(path)):
+    run = run_id(corpus.name, corpus.train.digest, encoder.fingerprint, recipe, settings)
+    if find_row(run, path):
         return
     begun = perf_counter()
     measured = measure(*arguments)
@@ -123,7 +140,7 @@ def _once(
     print({k: v for k, v in row.items() if k not in ("changes", "machine")}, flush=True)
 
 
-def _other_cluster(
+def other_cluster(
     corpus: Corpus,
     encoder: DendriticEncoder,
     config: FinetuneConfig | None,
@@ -143,31 +160,28 @@ def _other_cluster(
     before = evaluate(DenseRetriever(index, encoder), others).per_query["ndcg@10"]
     changes: dict[str, list[Any]] = {}
     for seed in seeds:
-        tuned = encoder
+        tuned, stage = encoder, "NUDGE-N"
         if config is not None:
             tuned = finetune(encoder, train, dev, replace(config, seed=seed), index=index).encoder
+            stage = NUDGED
         moved = mapped(index, tuned)
         if config is not None:
             after = evaluate(DenseRetriever(moved, tuned), others).per_query["ndcg@10"]
-            changes.setdefault("head", []).append(after - before)
-        report = nudge_index(moved, tuned, train, dev)
+            changes.setdefault(HEAD, []).append(after - before)
+        result = nudge_index(moved, tuned, train, dev)
         after = evaluate(DenseRetriever(moved, tuned), others).per_query["ndcg@10"]
-        stage = "NUDGE-N" if config is None else "head + NUDGE-N"
         changes.setdefault(stage, []).append(after - before)
         own = _own(index, encoder, moved, tuned, corpus.test, mine)
     return {
         "questions": {"train": len(train), "dev": len(dev), "other": len(others)},
         "before": round(float(before.mean()), 5),
         "own_test_change": round(own, 5),
-        "gamma": report.gamma,
+        "gamma": result.gamma,
         "per_seed": {
             stage: [round(float(change.mean()), 5) for change in found]
             for stage, found in changes.items()
         },
-        "changes": {
-            stage: np.rint(np.mean(found, axis=0) / _STEP).astype(int).tolist()
-            for stage, found in changes.items()
-        },
+        "changes": {stage: in_steps(np.mean(found, axis=0)) for stage, found in changes.items()},
     }
 
 
@@ -179,7 +193,7 @@ def _own(
     test: RetrievalDataset,
     mine: set[str],
 ) -> float:
-    """Return what the fitted cluster's own test questions gained."""
+    """Return what the test questions of the fitted cluster gained."""
     own = test.subset([id_ for id_ in test.queries if id_ in mine])
     change = evaluate(DenseRetriever(after, tuned), own).metrics["ndcg@10"]
     return change - evaluate(DenseRetriever(before, encoder), own).metrics["ndcg@10"]
@@ -201,7 +215,7 @@ def _sentences(
         for role, found in after.items():
             found.append(round(_spearman(tuned, pairs, role), 5))
     return {
-        "side": config.heads,
+        "heads": config.heads,
         "before": round(_spearman(encoder, pairs, "query"), 5),
         "after": after,
     }
@@ -216,25 +230,25 @@ def _spearman(encoder: DendriticEncoder, pairs: SimilarityDataset, role: str) ->
 def page(rows: Sequence[Row], file: str) -> str:
     """Return the page in Markdown."""
     counts = sorted({len(row["seeds"]) for row in rows if row["recipe"] != _NUDGE})
-    seeds = f"{' or '.join(map(str, counts))} seeds a recipe"
-    clusters = [row for row in rows if row["test"] == "cluster"]
-    lines = [
+    seeds = f"{' or '.join(map(str, counts))} seeds for each recipe"
+    return "\n".join(
         [
-            "set",
-            "recipe",
-            "seeds",
-            "change, other cluster",
-            "per direction",
-            "within",
-            "own cluster",
+            _PAGE.format(file=file, seeds=seeds, loss=_LOSS),
+            _clusters([row for row in rows if row["test"] == "cluster"]),
+            '"Own cluster" is what the test questions of the fitted cluster gained after the last '
+            "stage: last seed, in each direction.\n",
+            _STS_PAGE.format(query=_FALL["query"], both=_FALL["shared"]),
+            _falls([row for row in rows if row["test"] == "sts"]),
         ]
-    ]
-    for name, recipe in dict.fromkeys((row["set"], row["recipe"]) for row in clusters):
-        group = [row for row in clusters if (row["set"], row["recipe"]) == (name, recipe)]
+    )
+
+
+def _clusters(rows: Sequence[Row]) -> str:
+    lines = []
+    for name, recipe in dict.fromkeys((row["set"], row["recipe"]) for row in rows):
+        group = [row for row in rows if (row["set"], row["recipe"]) == (name, recipe)]
         for stage in group[0]["changes"]:
-            changes = np.concatenate([row["changes"][stage] for row in group]) * _STEP
-            low, high = mean_interval(changes, 0.95, 0)
-            each = [np.mean(row["per_seed"][stage]) for row in group]
+            changes = np.concatenate([row["changes"][stage] for row in group]) * STEP
             mean = float(changes.mean())
             last = stage == list(group[0]["changes"])[-1]
             own = ", ".join(f"{row['own_test_change']:+.3f}" for row in group)
@@ -243,21 +257,19 @@ def page(rows: Sequence[Row], file: str) -> str:
                     name,
                     f"{recipe}: {stage}" if recipe != _NUDGE else _NUDGE,
                     str(len(group[0]["seeds"])),
-                    f"{mean:+.4f} ({low:+.4f} to {high:+.4f})",
-                    ", ".join(f"{value:+.4f}" for value in each),
+                    signed((mean, mean_interval(changes, 0.95, 0))),
+                    ", ".join(f"{np.mean(row['per_seed'][stage]):+.4f}" for row in group),
                     "yes" if mean >= -_LOSS else "no",
                     own if last else "–",
                 ]
             )
-    parts = [_PAGE.format(file=file, seeds=seeds, loss=_LOSS), markdown_table(lines) + "\n"]
-    parts.append(
-        '"Own cluster" is what the fitted cluster\'s own test questions gained after the last '
-        "stage, last seed, per direction.\n"
-    )
-    lines = [["set", "recipe", "seeds", "before", "as queries", "as documents", "fall", "within"]]
+    head = ["set", "recipe", "seeds", "change, other cluster", "per direction", "within"]
+    return table([*head, "own cluster"], lines)
+
+
+def _falls(rows: Sequence[Row]) -> str:
+    lines = []
     for row in rows:
-        if row["test"] != "sts":
-            continue
         query, document = (Mean.of(row["after"][role]) for role in ("query", "document"))
         fall = row["before"] - min(query.mean, document.mean)
         lines.append(
@@ -269,18 +281,11 @@ def page(rows: Sequence[Row], file: str) -> str:
                 str(query),
                 str(document),
                 f"{fall:.4f}",
-                "yes" if fall <= _FALL[row["side"]] else "no",
+                "yes" if fall <= _FALL[row["heads"]] else "no",
             ]
         )
-    parts += [
-        "## The STS Benchmark\n",
-        "Spearman's ρ on the test pairs by encoders tuned on the whole training set, mean over "
-        "seeds with its 95 % interval (Student's t), both sentences embedded as queries, and both "
-        "as documents. The fall is the larger of the two. Aimed at: at most "
-        f"{_FALL['query']} with a query head, {_FALL['shared']} with heads on both sides.\n",
-        markdown_table(lines) + "\n",
-    ]
-    return "\n".join(parts)
+    head = ["set", "recipe", "seeds", "before", "as queries", "as documents", "fall", "within"]
+    return table(head, lines)
 
 
 if __name__ == "__main__":

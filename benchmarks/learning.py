@@ -1,28 +1,34 @@
-"""How many questions to write, and what none gives: `python -m benchmarks.learning`.
+"""How many questions to write: `python -m benchmarks.learning`.
 
-The gain on test against the number of training questions, on COVID-QA and PolicyQA; and the gain of
-training on questions that `generate_questions` makes of the passages alone, without a language
-model. Rows are appended to OUTPUT.jsonl, rows that are there are not measured again, and OUTPUT.md
-is written from all of them.
+It measures the gain on test against the number of training questions, on COVID-QA and PolicyQA, and
+the gain of training on questions that `generate_questions` makes from the passages alone, without a
+language model. It appends rows to OUTPUT.jsonl, measures no recorded run again, and writes
+OUTPUT.md from all rows.
 """
 
 import argparse
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import runs
+from benchmarks import gains
 from benchmarks.corpora import Corpus, index_of, remembering_encoder
-from benchmarks.record import machine
+from benchmarks.record import (
+    Row,
+    append_row,
+    file_of,
+    find_row,
+    machine,
+    read_rows,
+    run_id,
+    table,
+    write_page,
+)
 from benchmarks.runs import HEAD, NUDGED, Bench
 from nexus_integrations import DendriticEncoder, FinetuneConfig
 from nexus_integrations.data import generate_questions
 from nexus_integrations.training.curve import SIZES, learning_curve
-from nexus_integrations.training.sts import Row, append_row, read_rows
-from nexus_integrations.training.summary import markdown_table
 
 _METRICS = ("ndcg@10", "recall@10")
 _OWN = "questions of the passages' own"
@@ -32,9 +38,16 @@ _PAGE = """# How many questions to write
 Written by `python -m benchmarks.learning` from the rows in [{file}.jsonl]({file}.jsonl). Gain on
 test over the untuned model: linear query head, then NUDGE-N, frozen all-MiniLM-L6-v2. Mean over
 {seeds} seeds, each with its own draw of questions; 95 % intervals over the test questions
-(bootstrap). "Held out": 15 % of the questions choose epoch and γ and are counted; with refit heads
-are then trained on all of them. "Dev beside": the whole dev set of the corpus chooses, and is not
-counted.
+(bootstrap). "Held out": 15 % of the questions choose epoch and γ and count as questions; then heads
+are trained on all of them (refit). "Dev beside": the whole dev set of the corpus chooses, and its
+questions do not count.
+"""
+
+_OWN_PAGE = """## Questions from headings and first sentences
+
+`generate_questions` without a language model: the heading and the first sentence of each passage
+are its questions, and a question that does not find its passage among 50 is dropped. nDCG@10 on the
+real test questions, mean over seeds with its interval; the gain has an interval over questions.
 """
 
 
@@ -49,7 +62,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help="keep embedded texts here (.npz)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/learning"))
     options = parser.parse_args()
-    path = options.output.with_suffix(".jsonl")
+    path = file_of(options.output, ".jsonl")
     if options.data is not None:
         encoder = remembering_encoder(None, options.vectors)
         for name in options.sets:
@@ -59,8 +72,7 @@ def main() -> None:
                     _point(path, corpus, encoder, size, options.seeds, beside)
         for name in options.own:
             _own_questions(path, Corpus.read(options.data / name), encoder, options.seeds)
-    rows = read_rows(path)
-    options.output.with_suffix(".md").write_text(page(rows, options.output.name), encoding="utf-8")
+    write_page(options.output, page(read_rows(path), options.output.name))
 
 
 def _point(
@@ -72,9 +84,8 @@ def _point(
     beside: bool,
 ) -> None:
     config = FinetuneConfig(dendrites=0, refit=not beside)
-    content = json.dumps([corpus.name, corpus.train.digest, size, seeds, beside, config.settings()])
-    run = hashlib.sha256(content.encode()).hexdigest()[:16]
-    if any(row["run"] == run for row in read_rows(path)):
+    run = run_id(corpus.name, corpus.train.digest, size, seeds, beside, config.settings())
+    if find_row(run, path):
         return
     begun = perf_counter()
     curve = learning_curve(
@@ -128,48 +139,42 @@ def page(rows: Sequence[Row], file: str) -> str:
     seeds = " or ".join(map(str, sorted({len(row["seeds"]) for row in points})))
     parts = [_PAGE.format(file=file, seeds=seeds)]
     for name in dict.fromkeys(row["set"] for row in points):
-        lines = [["questions", "gain in nDCG@10, held out", "gain in nDCG@10, dev beside"]]
-        mine = [row for row in points if row["set"] == name]
-        for size in sorted({row["questions"] for row in mine}):
-            cells = []
-            for dev in ("held out", "beside"):
-                found = [r for r in mine if r["questions"] == size and r["dev"] == dev]
-                cells.append(
-                    runs.signed((found[-1]["gain"]["ndcg@10"], found[-1]["interval"]["ndcg@10"]))
-                    if found
-                    else "–"
-                )
-            lines.append([str(size), *cells])
-        parts += [f"## {name}\n", markdown_table(lines) + "\n"]
+        parts += [f"## {name}\n", _curve([row for row in points if row["set"] == name])]
     own = [row for row in rows if row["recipe"] != "learning curve"]
     if own:
-        parts += [
-            "## Questions from headings and first sentences\n",
-            "`generate_questions` without a language model: heading and first sentence of each "
-            "passage are its questions, those that do not find it among 50 are dropped. nDCG@10 on "
-            "the real test questions, mean over seeds with its interval; the gain has an interval "
-            "over questions.\n",
-        ]
-        lines = [["set", "trained on", "seeds", HEAD, NUDGED, "gain of the head", "with NUDGE-N"]]
-        for name, recipes in runs.grouped(own).items():
-            base = recipes.pop("base")[:1]
-            lines.append([name, "–", "–", f"{runs.mean_of(base, 'base').mean:.4f}", *"–––"])
-            lines += [
-                [
-                    name,
-                    recipe,
-                    str(len(group)),
-                    str(runs.mean_of(group, HEAD)),
-                    str(runs.mean_of(group, NUDGED)),
-                    *(
-                        runs.signed(runs.over_questions(group, stage, base, "base"))
-                        for stage in (HEAD, NUDGED)
-                    ),
-                ]
-                for recipe, group in recipes.items()
-            ]
-        parts.append(markdown_table(lines) + "\n")
+        parts += [_OWN_PAGE, _own_table(own)]
     return "\n".join(parts)
+
+
+def _curve(points: Sequence[Row]) -> str:
+    lines = []
+    for size in sorted({row["questions"] for row in points}):
+        cells = []
+        for dev in ("held out", "beside"):
+            found = [r for r in points if r["questions"] == size and r["dev"] == dev]
+            last = found[-1] if found else None
+            cells.append(
+                last and gains.signed((last["gain"]["ndcg@10"], last["interval"]["ndcg@10"]))
+            )
+        lines.append([size, *cells])
+    head = ["questions", "gain in nDCG@10, held out", "gain in nDCG@10, dev beside"]
+    return table(head, lines)
+
+
+def _own_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for name, recipes in gains.grouped(rows).items():
+        base = recipes.pop("base")[:1]
+        lines.append([name, "–", "–", f"{gains.mean_of(base, 'base').mean:.4f}", *"–––"])
+        for recipe, group in recipes.items():
+            means = [str(gains.mean_of(group, stage)) for stage in (HEAD, NUDGED)]
+            changes = [
+                gains.signed(gains.over_questions(group, stage, base, "base"))
+                for stage in (HEAD, NUDGED)
+            ]
+            lines.append([name, recipe, str(len(group)), *means, *changes])
+    head = ["set", "trained on", "seeds", HEAD, NUDGED, "gain of the head", "with NUDGE-N"]
+    return table(head, lines)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,5 @@
-"""Rows of retrieval runs: train a recipe, nudge, judge on test; figures over seeds and questions.
+"""Runs of a recipe on a corpus: train, nudge, judge on test, and append one row of figures."""
 
-A run leaves one row of figures, without any text, which is appended to a JSONL file, so that a
-benchmark that was stopped goes on behind the last whole row.
-"""
-
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.corpora import Corpus, index_of, mapped
-from benchmarks.record import machine
+from benchmarks.record import Row, append_row, in_steps, machine, read_rows, run_id
 from nexus_integrations import (
     DendriticEncoder,
     Evaluation,
@@ -28,16 +22,11 @@ from nexus_integrations import (
     finetune,
     nudge_index,
 )
-from nexus_integrations.evaluation import mean_interval
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.retrievers import DenseRetriever
-from nexus_integrations.training.sts import Row, append_row, read_rows
-from nexus_integrations.training.summary import Mean
 
 HEAD, NUDGED = "head", "head + NUDGE-N"
-# Values of single questions are kept as whole numbers of this size.
-_STEP = 1e-4
-# Seconds count where the run had this share of its threads' time: it waited for nobody.
+# A run was alone, and its seconds count, when its threads ran for this share of the time.
 _ALONE = 0.85
 
 
@@ -49,9 +38,9 @@ class Bench:
     encoder: DendriticEncoder
     path: Path
     alone: bool = False
-    """Whether a run counts only where it waited for no other process, so that seconds do."""
+    """Whether to measure a run again when its recorded seconds were of a busy machine."""
     others: Sequence[Path] = ()
-    """Records of other benchmarks, whose runs are not done again."""
+    """Records of other benchmarks: their runs are not repeated."""
     questions: bool = True
     """Whether a row keeps the value of each question."""
 
@@ -66,7 +55,7 @@ class Bench:
         return index_of(self.encoder, self.corpus.test) if self.corpus.unseen else self.index
 
     def once(self, recipe: str, settings: dict[str, Any], measure: Callable[[], Row]) -> Row:
-        """Return the recorded row of a run, or measure and append it."""
+        """Return the recorded row of a run; where there is none, measure and append it."""
         corpus = self.corpus
         key = {
             "set": corpus.name,
@@ -74,11 +63,10 @@ class Bench:
             "model": self.encoder.fingerprint,
             "data": [part.digest for part in (corpus.train, corpus.dev, corpus.test)],
         }
-        run = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        for file in (self.path, *self.others):
-            for row in read_rows(file):
-                if row["run"] == run and row["alone"] >= self.alone:
-                    return row
+        run = run_id(key)
+        for row in read_rows(self.path, *self.others):
+            if row["run"] == run and row["alone"] >= self.alone:
+                return row
         before = _used()
         measured = measure()
         wall, own = np.subtract(_used(), before)
@@ -176,7 +164,7 @@ class Bench:
             index = index_of(tuned, corpus.test)
         embedding = perf_counter() - begun
         gamma = result.gamma if config.refit else None
-        # Of a backbone that learnt from dev as well no question is left to choose γ.
+        # A backbone that was refit has learned from dev too: no question is left to choose γ.
         judged = self.judged(tuned, index, gamma, nudge=not config.refit or gamma is not None)
         return {
             "dev": round(result.score, 5),
@@ -196,10 +184,7 @@ class Bench:
 
 
 def _used() -> tuple[float, float]:
-    """Return the time, and the processor seconds that this process has used.
-
-    A child's count when it has ended.
-    """
+    """Return the time and the CPU seconds of this process and of its children that have ended."""
     return perf_counter(), sum(os.times()[:4])
 
 
@@ -210,66 +195,6 @@ def _figures(stages: dict[str, Evaluation]) -> Row:
             for stage, found in stages.items()
         },
         "per_query": {
-            stage: np.rint(found.per_query["ndcg@10"] / _STEP).astype(int).tolist()
-            for stage, found in stages.items()
+            stage: in_steps(found.per_query["ndcg@10"]) for stage, found in stages.items()
         },
     }
-
-
-def per_query(rows: Sequence[Row], stage: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return each question's nDCG@10, averaged over the rows, (n_queries,)."""
-    mean: np.ndarray[Any, np.dtype[np.float64]] = np.mean(
-        [row["per_query"][stage] for row in rows], axis=0
-    )
-    return mean * _STEP
-
-
-def mean_of(rows: Sequence[Row], stage: str) -> Mean:
-    """Return nDCG@10 on test with its interval over seeds."""
-    return Mean.of([row["test"][stage]["ndcg@10"] for row in rows])
-
-
-def over_seeds(rows: Sequence[Row], others: Sequence[Row], stage: str) -> Mean:
-    """Return the difference to the others in nDCG@10, seed by seed."""
-    known = {row["seed"]: row["test"][stage]["ndcg@10"] for row in others}
-    return Mean.of(
-        [row["test"][stage]["ndcg@10"] - known[row["seed"]] for row in rows if row["seed"] in known]
-    )
-
-
-def over_questions(
-    rows: Sequence[Row], stage: str, others: Sequence[Row], other_stage: str
-) -> tuple[float, tuple[float, float]]:
-    """Return the difference of each question's mean over seeds, and its bootstrap interval.
-
-    Seeds count that both have; others without a seed stand for every one.
-    """
-    if all(row["seed"] is not None for row in others):
-        shared = {row["seed"] for row in rows} & {row["seed"] for row in others}
-        rows, others = ([r for r in part if r["seed"] in shared] for part in (rows, others))
-    change = per_query(rows, stage) - per_query(others, other_stage)
-    return float(change.mean()), mean_interval(change, 0.95, 0)
-
-
-def signed(difference: tuple[float, tuple[float, float]]) -> str:
-    """Return a difference and its interval as text."""
-    value, (low, high) = difference
-    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-def grouped(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Return the rows by set and recipe, seed by seed; of equal runs the one that was alone."""
-    best: dict[str, Row] = {}
-    for row in rows:
-        if row["run"] not in best or row["alone"]:
-            best[row["run"]] = row
-    groups: dict[str, dict[str, list[Row]]] = {}
-    for row in sorted(best.values(), key=lambda row: row["seed"] or 0):
-        groups.setdefault(row["set"], {}).setdefault(row["recipe"], []).append(row)
-    return groups
-
-
-def seconds_alone(rows: Sequence[Row]) -> str:
-    """Return the seconds of training and nudging of the runs that were alone."""
-    found = [row["seconds"] + row["nudge_seconds"] for row in rows if row["alone"]]
-    return f"{np.mean(found):.1f}" if found else "–"

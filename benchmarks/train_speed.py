@@ -1,11 +1,11 @@
 """An epoch of training all weights, against SentenceTransformerTrainer, side by side in one run.
 
 `python -m benchmarks.train_speed DIR --seeds 0 1` reads the STS Benchmark's folder. Both train the
-same model on the same pairs by the same loss (mean squared error of the cosine), batch, optimizer,
-dropout and constant rate, on the same cores: ours, theirs, and ours again, since a machine slows
-down and recovers. Dev and test Spearman are of float32 vectors. Needs `pip install accelerate`,
-which the trainer asks for. A row per seed is appended to OUTPUT.jsonl, and OUTPUT.md is written
-from all of them.
+same model on the same pairs with the same loss (mean squared error of the cosine), batch,
+optimizer, dropout and constant rate, on the same cores: ours, theirs, and ours again, because the
+speed of a machine changes. Dev and test Spearman are of float32 vectors. The trainer needs
+`pip install accelerate`. The benchmark appends a row for each seed to OUTPUT.jsonl and writes
+OUTPUT.md from all rows.
 """
 
 import argparse
@@ -18,19 +18,13 @@ from time import perf_counter
 import torch
 from sentence_transformers import SentenceTransformer
 
+from benchmarks.mean import Mean
+from benchmarks.record import Row, append_row, file_of, machine, read_rows, table, write_page
 from nexus_integrations import DendriticEncoder, SimilarityDataset
 from nexus_integrations.backends.torch import TorchBackbone
 from nexus_integrations.training.fit import Schedule, new_optimizer, own_randomness, train_epoch
 from nexus_integrations.training.heads import Heads, exported
-from nexus_integrations.training.sts import (
-    Row,
-    STSBenchmark,
-    append_row,
-    machine,
-    read_rows,
-    similarity_score,
-)
-from nexus_integrations.training.summary import Mean, markdown_table
+from nexus_integrations.training.sts import STSBenchmark, similarity_score
 from nexus_integrations.training.texts import TextSimilarityObjective
 from nexus_integrations.training.tower import Tower
 
@@ -55,14 +49,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("docs/results/train_speed"))
     options = parser.parse_args()
-    path = options.output.with_suffix(".jsonl")
+    path = file_of(options.output, ".jsonl")
     if options.folder is not None:
         data = STSBenchmark.read(options.folder)
         for seed in options.seeds:
             options.seed = seed
             append_row(path, _row(data, options))
-    rows = read_rows(path)
-    options.output.with_suffix(".md").write_text(page(rows, options.output.name), encoding="utf-8")
+    write_page(options.output, page(read_rows(path), options.output.name))
 
 
 def _row(data: STSBenchmark, options: argparse.Namespace) -> Row:
@@ -79,12 +72,12 @@ def _row(data: STSBenchmark, options: argparse.Namespace) -> Row:
             "test": round(similarity_score(trained, data.test), 4),
         }
         print(name, row[name], flush=True)
-    return {**row, "machine": machine()}
+    return {**row, "machine": machine("torch", "sentence-transformers")}
 
 
 def page(rows: Sequence[Row], file: str) -> str:
     """Return the page in Markdown."""
-    lines = [["seed", "ours, s", "theirs, s", "times as fast", "ours − theirs: dev", "test"]]
+    lines = []
     figures: list[list[float]] = []
     for row in rows:
         theirs = row["theirs"]["seconds"]
@@ -104,13 +97,14 @@ def page(rows: Sequence[Row], file: str) -> str:
     speed, *means = (Mean.of(column) for column in zip(*figures, strict=True))
     lines.append(["mean", "", "", f"{speed.mean:.2f}", *(mean.signed for mean in means)])
     head = _PAGE.format(file=file, **{key: rows[0][key] for key in ("pairs", "batch", "epochs")})
+    columns = ["seed", "ours, s", "theirs, s", "times as fast", "ours − theirs: dev", "test"]
     made = rows[0]["machine"]
+    cores = f"{made['cores']} cores" if "cores" in made else made["processor"]
     return "\n".join(
         [
             head,
-            markdown_table(lines) + "\n",
-            f"Intervals are 95 %, over seeds (Student's t). {made['cores']} cores, "
-            f"torch {made['torch']}.\n",
+            table(columns, lines),
+            f"Intervals are 95 %, over seeds (Student's t). {cores}, torch {made['torch']}.\n",
         ]
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import choose, dendrites, harm, retrieval, runs
+from benchmarks import choose, dendrites, gains, harm, retrieval, runs
 from benchmarks.corpora import Corpus
 from benchmarks.mlp import MLP, MLPEncoder, fit_mlp
 from benchmarks.runs import HEAD, NUDGED, Bench
@@ -59,10 +59,10 @@ def test_differences_by_hand():
         ]
         for values in ([[10_000, 6_000], [8_000, 4_000]], [[5_000, 5_000], [3_000, 7_000]])
     )
-    difference = runs.over_seeds(mine, theirs, HEAD)
+    difference = gains.over_seeds(mine, theirs, HEAD)
     # Seeds: .8 − .5 and .6 − .5.
     assert difference.mean == pytest.approx(0.2)
-    change, (low, high) = runs.over_questions(mine, HEAD, theirs, HEAD)
+    change, (low, high) = gains.over_questions(mine, HEAD, theirs, HEAD)
     # Questions: .9 − .4 and .5 − .6.
     assert change == pytest.approx(0.2)
     assert (low, high) == pytest.approx((-0.1, 0.5))
@@ -74,7 +74,7 @@ def test_of_equal_runs_the_one_that_was_alone_counts():
         {"run": "a", "set": "s", "recipe": "r", "seed": 0, "alone": alone, "seconds": seconds}
         for alone, seconds in ((False, 9.0), (True, 3.0))
     ]
-    assert [row["seconds"] for row in runs.grouped(rows)["s"]["r"]] == [3.0]
+    assert [row["seconds"] for row in gains.grouped(rows)["s"]["r"]] == [3.0]
 
 
 @pytest.mark.parametrize("by", ["query", "document"])
@@ -131,14 +131,14 @@ def test_a_run_with_fewer_dendrites_is_the_beginning(bench):
         **dict.fromkeys(("dev", "dev_before", "best_epoch", "bytes", "gamma", "dev_nudged")),
         **dict.fromkeys(("nudge_seconds", "test", "per_query")),
     }
-    row = dendrites._beginning(whole, 1)
+    row = dendrites.beginning(whole, 1)
     assert (row["epochs"], row["seconds"], row["beginning_of"]) == (2, 2.5, "w")
 
 
 def test_the_other_cluster_is_asked_and_never_trained_on(bench):
     """Every question of the cluster that was not fitted is judged, and no other."""
     corpus, encoder = bench.corpus, bench.encoder
-    rows = [harm._other_cluster(corpus, encoder, LINEAR, n, [0]) for n in (0, 1)]
+    rows = [harm.other_cluster(corpus, encoder, LINEAR, n, [0]) for n in (0, 1)]
     count = sum(len(part) for part in (corpus.train, corpus.dev, corpus.test))
     assert sum(row["questions"]["other"] for row in rows) == count
     for row in rows:
