@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from nexus_integrations.data.labels import Passage, Question, match_answers
+from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.data.labels import Passage, Question, match_answers, resolve_ids
 
 LEAVE = Passage(
     id="leave-1", source="hr/leave.md", page="1", section="Annual leave",
@@ -142,3 +143,18 @@ def test_ids_are_unique():
     """A repeated id is an error."""
     with pytest.raises(ValueError, match="passage id 'leave-1' occurs more than once"):
         match_answers([], [LEAVE, LEAVE])
+
+
+def test_a_store_with_ids_of_its_own():
+    """d1 is known by its text, white space aside; d2 by its id; d3 not at all."""
+    dataset = RetrievalDataset(
+        queries={"q1": "one?", "q2": "two?", "q3": "three?"},
+        corpus={"d1": "first  text", "d2": "second", "d3": "third"},
+        relevant_docs={"q1": ["d1"], "q2": ["d2", "d3"], "q3": ["d3"]},
+    )
+    stored = {"s-1": "first text", "s-9": "first text", "d2": "second", "s-3": "another"}
+    resolved, unknown = resolve_ids(dataset, stored)
+    assert resolved.relevant_docs == {"q1": ["s-1", "s-9"], "q2": ["d2"]}
+    assert (resolved.dropped, unknown) == (1, ["d3"])
+    with pytest.raises(ValueError, match="holds none of the 3 documents"):
+        resolve_ids(dataset, {"s": "another"})

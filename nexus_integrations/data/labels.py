@@ -203,6 +203,46 @@ def match_answers(
     )
 
 
+def resolve_ids(
+    dataset: RetrievalDataset, stored: Mapping[str, str]
+) -> tuple[RetrievalDataset, list[str]]:
+    """Return the dataset under the ids of a store, and the ids of documents it does not hold.
+
+    Loaders and splitters give documents ids that a store does not take over, or none that last.
+    `stored` is the store's text by id: a document that the store does not know by its id is known
+    by its text, without regard to white space; of equal texts all are taken. The corpus becomes
+    the store's. Questions whose documents are all unknown are dropped and counted. Raises
+    `ValueError` when no question is left.
+    """
+    by_text: dict[str, list[str]] = {}
+    for id_, text in stored.items():
+        by_text.setdefault(" ".join(text.split()), []).append(id_)
+    unknown: list[str] = []
+    places: dict[str, list[str]] = {}
+    for id_ in dict.fromkeys(id_ for found in dataset.relevant_docs.values() for id_ in found):
+        text = " ".join(dataset.corpus[id_].split())
+        same = [id_] if " ".join(stored.get(id_, "").split()) == text else by_text.get(text, [])
+        if not same:
+            unknown.append(id_)
+        places[id_] = same
+    relevant = {
+        query: [id_ for one in found for id_ in places[one]]
+        for query, found in dataset.relevant_docs.items()
+    }
+    if not any(relevant.values()):
+        raise ValueError(
+            f"the store holds none of the {len(places)} documents that answer a question: neither "
+            "their ids nor their texts. Was it filled with other passages, or split in another way?"
+        )
+    resolved = RetrievalDataset(
+        queries=dataset.queries,
+        corpus=dict(stored),
+        relevant_docs=relevant,
+        dropped=dataset.dropped,
+    )
+    return resolved, unknown
+
+
 class _Span(NamedTuple):
     """A passage's place in the text of its source: [start, stop)."""
 
