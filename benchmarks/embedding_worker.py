@@ -49,11 +49,11 @@ def load(name: str, folder: str) -> Model:
     if kind == "NexusEmbedding":
         from nexus_integrations.llama_index import NexusEmbedding
 
-        return _llama_index(NexusEmbedding(model_name=folder, precision=chosen))
+        return _llama_index(NexusEmbedding(model=folder, precision=chosen))
     if kind == "NexusEmbeddings":
         from nexus_integrations.langchain import NexusEmbeddings
 
-        return _langchain(NexusEmbeddings(model_name=folder, precision=chosen))
+        return _langchain(NexusEmbeddings(model=folder, precision=chosen))
     if kind == "DendriticEncoder":
         from nexus_integrations import DendriticEncoder
 

@@ -28,7 +28,7 @@ class TestInMemoryVectorStore(VectorStoreIntegrationTests):
 
     @pytest.fixture
     def vectorstore(self, tiny_model) -> VectorStore:
-        return InMemoryVectorStore(NexusEmbeddings(model_name=tiny_model))
+        return InMemoryVectorStore(NexusEmbeddings(model=tiny_model))
 
 
 class TestChroma(VectorStoreIntegrationTests):
@@ -44,7 +44,7 @@ class TestChroma(VectorStoreIntegrationTests):
         settings = chromadb.Settings(anonymized_telemetry=False)
         store = Chroma(
             uuid4().hex,
-            NexusEmbeddings(model_name=tiny_model),
+            NexusEmbeddings(model=tiny_model),
             client=chromadb.PersistentClient(str(tmp_path), settings),
         )
         yield store

@@ -79,7 +79,7 @@ class Limiter:
 async def test_rate_limiter_is_asked_once_per_batch(tiny_model):
     """The inherited limiter holds for our model as for any."""
     limiter = Limiter()
-    embed_model = NexusEmbedding(model_name=tiny_model, embed_batch_size=2, rate_limiter=limiter)
+    embed_model = NexusEmbedding(model=tiny_model, embed_batch_size=2, rate_limiter=limiter)
     embed_model.get_text_embedding_batch(TEXTS)
     await embed_model.aget_text_embedding_batch(TEXTS)
     await embed_model.aget_query_embedding("x")
@@ -143,7 +143,7 @@ async def test_redacted_events_hold_no_text(tuned, observers, cached):
     debug = LlamaDebugHandler(print_trace_on_end=False)
     store = SimpleKVStore()
     embed_model = NexusEmbedding(
-        model_name=tuned,
+        model=tuned,
         embed_batch_size=2,
         redact_events=True,
         callback_manager=CallbackManager([debug]),
@@ -172,7 +172,7 @@ async def test_redacted_events_hold_no_text(tuned, observers, cached):
     assert ends[1]["chunks"] == ["(redacted 0)", "(redacted 1)"]
     assert len(debug.get_event_pairs(CBEventType.EMBEDDING)) == 12
 
-    plain = NexusEmbedding(model_name=tuned)
+    plain = NexusEmbedding(model=tuned)
     query = plain.get_query_embedding(SECRET)
     texts = plain.get_text_embedding_batch(TEXTS)
     expected = [query, *texts, texts[0], query, texts[0], *texts, texts[0], texts[0]]
@@ -186,7 +186,7 @@ async def test_redacted_events_hold_no_text(tuned, observers, cached):
 async def test_unredacted_events_are_llama_indexs_own(tiny_model, observers):
     """By default events hold the texts, one pair per batch, and each call has one span."""
     recorder, arguments = observers
-    embed_model = NexusEmbedding(model_name=tiny_model, embed_batch_size=2)
+    embed_model = NexusEmbedding(model=tiny_model, embed_batch_size=2)
     embed_model.get_text_embedding_batch(TEXTS)
     await embed_model.aget_text_embedding_batch(TEXTS)
     names = [name for name, _ in recorder.events]
@@ -245,14 +245,14 @@ def test_another_class_embeds_its_own_way(table_encoder):
 
 def test_redaction_travels(tuned):
     """A model made from a dictionary or a pickle redacts as the first does."""
-    embed_model = NexusEmbedding(model_name=tuned, redact_events=True)
+    embed_model = NexusEmbedding(model=tuned, redact_events=True)
     assert NexusEmbedding.from_dict(embed_model.to_dict()).redact_events
     assert pickle.loads(pickle.dumps(embed_model)).redact_events
 
 
 def test_redaction_leaves_errors_as_they_are(tiny_model):
     """What is no text is refused by its place."""
-    embed_model = NexusEmbedding(model_name=tiny_model, redact_events=True)
+    embed_model = NexusEmbedding(model=tiny_model, redact_events=True)
     with pytest.raises(TypeError, match="text 1 is NoneType"):
         embed_model.get_text_embedding_batch(["a", None])
 
@@ -282,7 +282,7 @@ def test_pipeline_with_cache_and_docstore(tiny, tmp_path, monkeypatch):
         pipeline = IngestionPipeline(
             transformations=[
                 SentenceSplitter(),
-                NexusEmbedding(model_name=tmp_path / "model"),
+                NexusEmbedding(model=tmp_path / "model"),
             ],
             cache=cache,
             docstore=docstore,
@@ -310,9 +310,9 @@ def test_pipeline_with_cache_and_docstore(tiny, tmp_path, monkeypatch):
 
 def test_spawned_workers_embed_alike(tuned):
     """Two spawned processes load the model by its name and give the same vectors."""
-    pipeline = IngestionPipeline(transformations=[NexusEmbedding(model_name=tuned)])
+    pipeline = IngestionPipeline(transformations=[NexusEmbedding(model=tuned)])
     nodes = pipeline.run(documents=documents(), num_workers=2)
-    expected = NexusEmbedding(model_name=tuned).get_text_embedding_batch(TEXTS)
+    expected = NexusEmbedding(model=tuned).get_text_embedding_batch(TEXTS)
     found = {node.ref_doc_id or node.node_id: node.embedding for node in nodes}
     np.testing.assert_allclose([found[f"d{n}"] for n in range(5)], expected, atol=1e-6)
 
@@ -320,7 +320,7 @@ def test_spawned_workers_embed_alike(tuned):
 def test_index_persists_and_reloads(tuned, tmp_path):
     """`Settings` gives the model to an index, and the reloaded index answers as before."""
     before = Settings._embed_model
-    Settings.embed_model = NexusEmbedding(model_name=tuned)
+    Settings.embed_model = NexusEmbedding(model=tuned)
     try:
         nodes = [TextNode(id_=text, text=text, metadata={"page": 1}) for text in TEXTS]
         index = VectorStoreIndex(nodes)

@@ -122,14 +122,14 @@ def test_unknown_argument():
 
 def test_roles(tuned, tiny):
     """Queries go through the query head, documents do not."""
-    embeddings, plain = NexusEmbeddings(model_name=tuned), NexusEmbeddings.from_encoder(tiny)
+    embeddings, plain = NexusEmbeddings(model=tuned), NexusEmbeddings.from_encoder(tiny)
     assert embeddings.embed_documents(["a"]) == plain.embed_documents(["a"])
     assert embeddings.embed_query("a") != plain.embed_query("a")
 
 
 def test_inputs(tiny_model):
     """No texts give no vectors, a tuple is a list, a bare string and None are refused."""
-    embeddings = NexusEmbeddings(model_name=tiny_model)
+    embeddings = NexusEmbeddings(model=tiny_model)
     assert embeddings.embed_documents([]) == []
     assert embeddings.embed_documents(("a", "b")) == embeddings.embed_documents(["a", "b"])
     with pytest.raises(TypeError, match=r"got one string: write \[text\]"):
@@ -140,7 +140,7 @@ def test_inputs(tiny_model):
 
 async def test_async_inputs(tiny_model):
     """The async methods check alike."""
-    embeddings = NexusEmbeddings(model_name=tiny_model)
+    embeddings = NexusEmbeddings(model=tiny_model)
     assert await embeddings.aembed_documents([]) == []
     with pytest.raises(TypeError, match=r"got one string: write \[text\]"):
         await embeddings.aembed_documents("hello")
@@ -151,7 +151,7 @@ async def test_async_inputs(tiny_model):
 async def test_async_equals_sync(tuned, monkeypatch):
     """Every async method gives what its sync twin gives, also in several parts."""
     monkeypatch.setattr("nexus_integrations.frameworks.queue._TEXTS", 2)
-    embeddings = NexusEmbeddings(model_name=tuned)
+    embeddings = NexusEmbeddings(model=tuned)
     rows = await embeddings.aembed_documents(TEXTS)
     np.testing.assert_allclose(rows, embeddings.embed_documents(TEXTS), atol=1e-6)
     assert await embeddings.aembed_query("a") == embeddings.embed_query("a")
@@ -186,7 +186,7 @@ async def test_event_loop_goes_on(table_encoder, monkeypatch):
 
 def test_dump_round_trip(tuned):
     """`model_dump` describes the model with its fingerprint, and makes it again."""
-    embeddings = NexusEmbeddings(model_name=tuned)
+    embeddings = NexusEmbeddings(model=tuned)
     described = embeddings.model_dump()
     assert described == {
         "model_name": str(tuned),
@@ -205,7 +205,7 @@ def test_dump_round_trip(tuned):
 
 def test_pickle_carries_configuration(tuned, tiny):
     """A pickle is small and gives the same vectors; an encoder in memory has none."""
-    embeddings = NexusEmbeddings(model_name=tuned)
+    embeddings = NexusEmbeddings(model=tuned)
     vector = embeddings.embed_query("a")
     data = pickle.dumps(embeddings)
     assert len(data) < 1000
@@ -225,7 +225,7 @@ def test_copies_share_the_encoder(tiny, duplicate):
 
 def test_renamed_model_is_refused(tiny_model):
     """Changing the name after construction raises on use."""
-    embeddings = NexusEmbeddings(model_name=tiny_model)
+    embeddings = NexusEmbeddings(model=tiny_model)
     embeddings.model_name = "all-MiniLM-L6-v2"
     with pytest.raises(ValueError, match="make a new NexusEmbeddings"):
         embeddings.embed_query("a")
@@ -236,7 +236,7 @@ def test_renamed_model_is_refused(tiny_model):
 
 def test_cache_namespaces(tuned, tiny):
     """Models that differ in the query head alone share documents' namespace, not queries'."""
-    embeddings, plain = NexusEmbeddings(model_name=tuned), NexusEmbeddings.from_encoder(tiny)
+    embeddings, plain = NexusEmbeddings(model=tuned), NexusEmbeddings.from_encoder(tiny)
     assert embeddings.cache_namespace() == plain.cache_namespace("document")
     assert embeddings.cache_namespace("query") != plain.cache_namespace("query")
     assert tiny.fingerprint in plain.cache_namespace("query")
@@ -375,6 +375,7 @@ def test_foreign_embeddings():
     dataset = as_dataset([("question", answer)], store.get_by_ids(TEXTS))
     base = list(store.store[answer]["vector"])
     nudge = NudgePostprocessor(dataset, embeddings=foreign, config=NudgeConfig(gamma=0.2))
+    assert nudge.encoder is nudge.encoder  # which embeds a word to learn the dimension
     report = nudge.apply(store)
     moved = np.array(store.store[answer]["vector"])
     # The length stays; the squared distance moved is γ times the squared length.

@@ -141,7 +141,7 @@ def test_vectors_equal_langchains(encoder):
 
 def test_construction_loads_nothing():
     """A model that does not exist is an error of the first use, not of construction."""
-    embed_model = NexusEmbedding(model_name="/nowhere/model")
+    embed_model = NexusEmbedding(model="/nowhere/model")
     assert "/nowhere/model" in repr(embed_model)
     with pytest.raises(FileNotFoundError, match="neither a folder nor a model"):
         embed_model.get_text_embedding("text")
@@ -158,7 +158,7 @@ def test_all_framework_fields_are_taken(tiny_model):
     manager, store, limiter = CallbackManager([]), SimpleKVStore(), object()
     newer = {"rate_limiter": limiter} if "rate_limiter" in BaseEmbedding.model_fields else {}
     embed_model = NexusEmbedding(
-        model_name=tiny_model,
+        model=tiny_model,
         device="cpu",
         embed_batch_size=7,
         num_workers=2,
@@ -181,7 +181,7 @@ def test_cache_of_another_type():
 
 def test_roles(tuned, tiny):
     """Queries go through the query head, texts do not."""
-    embed_model = NexusEmbedding(model_name=tuned)
+    embed_model = NexusEmbedding(model=tuned)
     plain = NexusEmbedding.from_encoder(tiny)
     assert embed_model.get_text_embedding("a") == plain.get_text_embedding("a")
     assert embed_model.get_query_embedding("a") != plain.get_query_embedding("a")
@@ -192,16 +192,23 @@ def test_roles(tuned, tiny):
 
 def test_batches_equal_single_texts(tiny_model):
     """A batch gives what its texts give one by one, in order, whatever the batch size."""
-    embed_model = NexusEmbedding(model_name=tiny_model, embed_batch_size=2)
+    embed_model = NexusEmbedding(model=tiny_model, embed_batch_size=2)
     single = [embed_model.get_text_embedding(text) for text in TEXTS]
     np.testing.assert_allclose(embed_model.get_text_embedding_batch(TEXTS), single, atol=1e-6)
     assert embed_model.get_text_embedding_batch([]) == []
 
 
+def test_model_by_either_name(tiny_model):
+    """`model` is the argument; LlamaIndex's own name of the field does the same."""
+    ours, theirs = NexusEmbedding(model=tiny_model), NexusEmbedding(model_name=str(tiny_model))
+    assert ours.to_dict() == theirs.to_dict()
+    assert ours.to_dict()["model_name"] == ours.model_name == str(tiny_model)
+
+
 def test_item_that_is_no_text(tiny_model):
     """None among the texts fails at once and is named by its place."""
     with pytest.raises(TypeError, match="text 1 is NoneType"):
-        NexusEmbedding(model_name=tiny_model).get_text_embedding_batch(["a", None])
+        NexusEmbedding(model=tiny_model).get_text_embedding_batch(["a", None])
 
 
 def test_fewer_vectors_than_texts(table_encoder, monkeypatch):
@@ -217,36 +224,34 @@ def test_fewer_vectors_than_texts(table_encoder, monkeypatch):
 
 def test_dictionary_round_trip(tuned):
     """`from_dict(to_dict())` and `to_json` keep every setting and the fingerprint."""
-    embed_model = NexusEmbedding(model_name=tuned, embed_batch_size=5, num_workers=3)
+    embed_model = NexusEmbedding(model=tuned, embed_batch_size=5, num_workers=3)
     described = embed_model.to_dict()
     assert described["class_name"] == "NexusEmbedding"
     assert described["fingerprint"] == DendriticEncoder.load(tuned).fingerprint
     again = NexusEmbedding.from_dict(dict(described))
     assert again.to_dict() == described
     assert again.get_query_embedding("a") == embed_model.get_query_embedding("a")
-    cached = NexusEmbedding(model_name=tuned, embeddings_cache=SimpleKVStore())
+    cached = NexusEmbedding(model=tuned, embeddings_cache=SimpleKVStore())
     assert json.loads(cached.to_json())["fingerprint"] == described["fingerprint"]
 
 
 def test_replaced_model_is_noticed(tuned, tiny):
     """A description of a model does not load another one that took its folder."""
-    embed_model = NexusEmbedding(model_name=tuned)
+    embed_model = NexusEmbedding(model=tuned)
     described = embed_model.to_dict()
     before = embed_model.get_query_embedding("a")
     with_query_head(tiny, seed=1).save(tuned)
     with pytest.raises(ValueError, match="the model was replaced since"):
         NexusEmbedding.from_dict(dict(described)).get_query_embedding("a")
     assert embed_model.get_query_embedding("a") == before  # bound on first use
-    assert NexusEmbedding(model_name=tuned).get_query_embedding("a") != before
+    assert NexusEmbedding(model=tuned).get_query_embedding("a") != before
 
 
 def test_pickle_carries_configuration(tuned):
     """A pickle is small, works in another place, and knows the fingerprint."""
-    embed_model = NexusEmbedding(
-        model_name=tuned, embed_batch_size=5, embeddings_cache=SimpleKVStore()
-    )
+    embed_model = NexusEmbedding(model=tuned, embed_batch_size=5, embeddings_cache=SimpleKVStore())
     vector = embed_model.get_query_embedding("a")
-    data = pickle.dumps(NexusEmbedding(model_name=tuned))
+    data = pickle.dumps(NexusEmbedding(model=tuned))
     assert len(data) < 1000
     again = pickle.loads(pickle.dumps(embed_model))
     assert again.embed_batch_size == 5
@@ -267,19 +272,17 @@ def test_encoder_in_memory_is_not_pickled(tiny):
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda e: e.model_copy(deep=True)])
 def test_copies_share_the_encoder(tuned, duplicate):
     """Copies, of a loaded instance with a cache too, hold the same weights."""
-    embed_model = NexusEmbedding(model_name=tuned, embeddings_cache=SimpleKVStore())
+    embed_model = NexusEmbedding(model=tuned, embeddings_cache=SimpleKVStore())
     vector = embed_model.get_query_embedding("a")
     again = duplicate(embed_model)
     assert again.encoder is embed_model.encoder
     assert again.get_query_embedding("a") == vector
-    assert NexusEmbedding(model_name=tuned).encoder is embed_model.encoder
+    assert NexusEmbedding(model=tuned).encoder is embed_model.encoder
 
 
 def test_renamed_model_is_refused(tiny_model, tuned):
     """Changing the name after construction would mix models under one cache."""
-    embed_model = NexusEmbedding(model_name=tiny_model).model_copy(
-        update={"model_name": str(tuned)}
-    )
+    embed_model = NexusEmbedding(model=tiny_model).model_copy(update={"model_name": str(tuned)})
     with pytest.raises(ValueError, match="make a new NexusEmbedding"):
         embed_model.get_text_embedding("a")
 
@@ -323,13 +326,13 @@ async def test_model_is_not_loaded_in_the_event_loop(tuned, monkeypatch, store):
         "load",
         lambda *a, **k: threads.append(threading.current_thread().name) or load(*a, **k),
     )
-    await NexusEmbedding(model_name=tuned, embeddings_cache=store).aget_query_embedding("a")
+    await NexusEmbedding(model=tuned, embeddings_cache=store).aget_query_embedding("a")
     assert [name.split("_")[0] for name in threads] == ["nexus-loading"]
 
 
 async def test_async_equals_sync(tuned):
     """Every async method gives what its sync twin gives."""
-    embed_model = NexusEmbedding(model_name=tuned, embed_batch_size=2, num_workers=2)
+    embed_model = NexusEmbedding(model=tuned, embed_batch_size=2, num_workers=2)
     batch = await embed_model.aget_text_embedding_batch(TEXTS)
     np.testing.assert_allclose(batch, embed_model.get_text_embedding_batch(TEXTS), atol=1e-6)
     assert await embed_model.aget_query_embedding("a") == embed_model.get_query_embedding("a")
@@ -340,10 +343,10 @@ async def test_async_equals_sync(tuned):
 
 def test_threads_share_one_instance(tuned):
     """Eight threads get the vectors that one gets, to 1e-6."""
-    embed_model = NexusEmbedding(model_name=tuned)
+    embed_model = NexusEmbedding(model=tuned)
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(embed_model.get_query_embedding, TEXTS * 4))
-    expected = [NexusEmbedding(model_name=tuned).get_query_embedding(text) for text in TEXTS]
+    expected = [NexusEmbedding(model=tuned).get_query_embedding(text) for text in TEXTS]
     np.testing.assert_allclose(rows, expected * 4, atol=1e-6)
 
 
@@ -353,7 +356,7 @@ def test_one_event_pair_per_batch(tiny_model):
     dispatcher = get_dispatcher()
     dispatcher.add_event_handler(recorder)
     embed_model = NexusEmbedding(
-        model_name=tiny_model, embed_batch_size=2, callback_manager=CallbackManager([debug])
+        model=tiny_model, embed_batch_size=2, callback_manager=CallbackManager([debug])
     )
     try:
         embed_model.get_text_embedding_batch(TEXTS)
@@ -375,8 +378,8 @@ def test_one_event_pair_per_batch(tiny_model):
 def test_cache_keeps_roles_and_models_apart(tuned, tiny):
     """One store: a text's query and document vectors, and two models' queries, never mix."""
     store = SimpleKVStore()
-    embed_model = NexusEmbedding(model_name=tuned, embeddings_cache=store)
-    plain = NexusEmbedding(model_name=tuned)
+    embed_model = NexusEmbedding(model=tuned, embeddings_cache=store)
+    plain = NexusEmbedding(model=tuned)
     for _ in range(2):  # the second time from the cache
         assert embed_model.get_text_embedding("a") == plain.get_text_embedding("a")
         assert embed_model.get_query_embedding("a") == plain.get_query_embedding("a")
@@ -393,7 +396,7 @@ def test_cache_keeps_roles_and_models_apart(tuned, tiny):
 async def test_cache_by_async_methods(tuned):
     """The async methods read and write the same entries."""
     store = SimpleKVStore()
-    embed_model = NexusEmbedding(model_name=tuned, embeddings_cache=store)
+    embed_model = NexusEmbedding(model=tuned, embeddings_cache=store)
     query, texts = await asyncio.gather(
         embed_model.aget_query_embedding("a"), embed_model.aget_text_embedding_batch(["a", "b"])
     )
@@ -425,9 +428,7 @@ def test_ingestion_cache(tiny, tuned, monkeypatch):
     cache = IngestionCache()
 
     def ingest() -> list[float]:
-        pipeline = IngestionPipeline(
-            transformations=[NexusEmbedding(model_name=tuned)], cache=cache
-        )
+        pipeline = IngestionPipeline(transformations=[NexusEmbedding(model=tuned)], cache=cache)
         return pipeline.run(nodes=[TextNode(id_="1", text="the fridge")])[0].embedding
 
     first = ingest()
@@ -502,7 +503,7 @@ def test_engine_saves(letters, tiny_model, tmp_path):
     engine = NexusFinetuneEngine(
         letters,
         letters,
-        NexusEmbedding(model_name=tiny_model, embed_batch_size=3),
+        NexusEmbedding(model=tiny_model, embed_batch_size=3),
         FinetuneConfig(dendrites=0, epochs=2),
         model_output_path=tmp_path / "tuned",
     )
@@ -515,12 +516,36 @@ def test_engine_saves(letters, tiny_model, tmp_path):
     assert (record.fingerprint, record.history) == (tuned.fingerprint, result.history)
 
 
+def test_engine_reads_the_index(letters, tiny_model):
+    """With `index` no passage is embedded again, and the heads are those of embedding them."""
+    embed_model = NexusEmbedding(model=tiny_model)
+    nodes = [TextNode(id_=id_, text=text) for id_, text in letters.corpus.items()]
+    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    config = FinetuneConfig(dendrites=0, epochs=2)
+    from_texts = NexusFinetuneEngine(letters, letters, embed_model, config).finetune()
+    encoder = embed_model.encoder
+    for source in (index, index.vector_store, open_index(index)):
+        asked = []
+        counting = encoder.with_heads(query_head=None, document_head=None)
+        counting.encode_documents = lambda texts, asked=asked: asked.append(texts)
+        engine = NexusFinetuneEngine(
+            letters, letters, NexusEmbedding.from_encoder(counting), config, index=source
+        )
+        from_index = engine.finetune()
+        assert asked == []
+        np.testing.assert_allclose(
+            from_index.encoder.query_head.weight, from_texts.encoder.query_head.weight, atol=1e-5
+        )
+    with pytest.raises(NotImplementedError, match="vectors of a dict"):
+        NexusFinetuneEngine(letters, letters, embed_model, config, index={}).finetune()
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_the_tuned_model_runs_as_the_one_it_was_tuned_from(letters, tiny_model, tmp_path, saved):
     """No text in events where none was, the same precision, callbacks and sizes."""
     manager = CallbackManager([])
     before = NexusEmbedding(
-        model_name=tiny_model,
+        model=tiny_model,
         backend="torch",
         precision="bfloat16",
         embed_batch_size=5,
@@ -545,7 +570,7 @@ def test_engine_keeps_the_model_when_saving_fails(letters, tiny_model, tmp_path)
     engine = NexusFinetuneEngine(
         letters,
         letters,
-        NexusEmbedding(model_name=tiny_model),
+        NexusEmbedding(model=tiny_model),
         FinetuneConfig(dendrites=0, epochs=1),
         model_output_path=tmp_path,
     )
@@ -681,6 +706,7 @@ def test_foreign_embedding_model(nudgeable):
     nudge = NudgePostprocessor(
         dataset, embed_model=LongEmbedding(model_name="long"), config=NudgeConfig(gamma=1.0)
     )
+    assert nudge.encoder is nudge.encoder  # which embeds a word to learn the dimension
     nudge.apply(index)
     np.testing.assert_allclose(index.vector_store.get("b"), [4.0, 3.0], atol=1e-5)
     nudge.embed_model = LongEmbedding(model_name="long", embed_batch_size=99)

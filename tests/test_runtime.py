@@ -186,7 +186,7 @@ def test_export_by_command(tuned, tmp_path):
 @pytest.mark.parametrize("framework", [NexusEmbedding, NexusEmbeddings])
 def test_frameworks_and_backends_agree(tuned, framework, backend):
     """Texts of all kinds, one by one and together, to 1e-5 of PyTorch's."""
-    model = framework(model_name=str(tuned.saved), backend=backend)
+    model = framework(model=str(tuned.saved), backend=backend)
     assert model.encoder.backbone.backend == backend
     for ours, theirs in zip(
         queries_and_documents(model, TEXTS),
@@ -238,7 +238,7 @@ def test_what_runs_in_bfloat16_is_saved_in_float32(tuned, tmp_path):
 @pytest.mark.parametrize("framework", [NexusEmbedding, NexusEmbeddings])
 def test_a_recorded_fingerprint_holds_for_one_precision(tuned, framework):
     """Vectors of two precisions do not mix unnoticed; those of two backends are the same."""
-    described = framework(model_name=str(tuned.saved), backend="torch").model_dump()
+    described = framework(model=str(tuned.saved), backend="torch").model_dump()
     described.pop("class_name", None)
     framework(**{**described, "backend": "onnx"}).encoder  # noqa: B018
     with pytest.raises(ValueError, match=r"in bfloat16 .* or runs in another precision"):
@@ -270,13 +270,13 @@ def test_options_are_checked(framework, field, value):
 def test_options_travel(tuned, framework):
     """Through pickle and description; instances share an encoder where all of them agree."""
     how = {"backend": "onnx", "precision": "float32", "num_threads": 1, "micro_batching": False}
-    model = framework(model_name=str(tuned.saved), **how)
+    model = framework(model=str(tuned.saved), **how)
     described = model.model_dump()
     described.pop("class_name", None)
     for again in (pickle.loads(pickle.dumps(model)), framework(**described)):
         assert {name: getattr(again, name) for name in how} == how
         assert again.encoder is model.encoder
-    other = framework(model_name=str(tuned.saved), **{**how, "num_threads": 2})
+    other = framework(model=str(tuned.saved), **{**how, "num_threads": 2})
     assert other.encoder is not model.encoder
     model.num_threads = 2
     with pytest.raises(ValueError, match="changed after construction"):
@@ -414,8 +414,8 @@ def test_one_thread_embeds_for_all(tuned):
 
     before = embedding_threads()
     # With a number of threads that no other test asks for, so that the encoder is a new one.
-    ours = NexusEmbedding(model_name=str(tuned.saved), backend="onnx", num_threads=3)
-    theirs = NexusEmbeddings(model_name=str(tuned.saved), backend="onnx", num_threads=3)
+    ours = NexusEmbedding(model=str(tuned.saved), backend="onnx", num_threads=3)
+    theirs = NexusEmbeddings(model=str(tuned.saved), backend="onnx", num_threads=3)
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(ours.get_query_embedding, TEXTS[:2] * 32))
         list(pool.map(theirs.embed_query, TEXTS[:2] * 32))
@@ -441,10 +441,10 @@ warnings.simplefilter("ignore")
 folder, texts = sys.argv[1], json.loads(sys.argv[2])
 if sys.argv[3] == "llama_index":
     from nexus_integrations.llama_index import NexusEmbedding
-    model = NexusEmbedding(model_name=folder)
+    model = NexusEmbedding(model=folder)
     queries = [model.get_query_embedding(text) for text in texts]
     documents = model.get_text_embedding_batch(texts)
-    again = NexusEmbedding(model_name=folder)
+    again = NexusEmbedding(model=folder)
 elif sys.argv[3] == "langchain":
     from nexus_integrations.langchain import NexusEmbeddings
     model = NexusEmbeddings(model=folder)
@@ -620,7 +620,7 @@ from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import TextNode
 from nexus_integrations.llama_index import NexusEmbedding
 if __name__ == "__main__":
-    model = NexusEmbedding(model_name=sys.argv[1], backend="onnx", num_threads=1)
+    model = NexusEmbedding(model=sys.argv[1], backend="onnx", num_threads=1)
     model.get_query_embedding("loaded here already")
     nodes = [TextNode(id_=str(n), text=f"text {n}") for n in range(6)]
     done = IngestionPipeline(transformations=[model]).run(nodes=nodes, num_workers=2)

@@ -63,11 +63,13 @@ def core(folder: Path) -> Comparison:
 
 def llama_index(dataset: RetrievalDataset, nodes: list[TextNode]) -> list[float]:
     """The LlamaIndex side."""
-    embed_model = NexusEmbedding(model_name="all-MiniLM-L6-v2", embed_batch_size=32)
-    engine = NexusFinetuneEngine(dataset, embed_model=embed_model, model_output_path="tuned")
+    embed_model = NexusEmbedding(model="all-MiniLM-L6-v2", embed_batch_size=32)
+    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    engine = NexusFinetuneEngine(
+        dataset, embed_model=embed_model, model_output_path="tuned", index=index
+    )
     assert_type(engine.finetune(), FinetuneResult)
     tuned: BaseEmbedding = engine.get_finetuned_model()
-    index = VectorStoreIndex(nodes, embed_model=tuned)
     nudger = LlamaIndexNudge(dataset, embed_model=tuned, state_dir="state")
     assert_type(nudger.apply(index), NudgeResult)
     return tuned.get_query_embedding("a question")
@@ -75,7 +77,7 @@ def llama_index(dataset: RetrievalDataset, nodes: list[TextNode]) -> list[float]
 
 def langchain(dataset: RetrievalDataset, documents: list[Document]) -> list[list[float]]:
     """The LangChain side."""
-    embeddings: Embeddings = NexusEmbeddings(model_name="tuned")
+    embeddings: Embeddings = NexusEmbeddings(model="tuned")
     store = InMemoryVectorStore(embeddings)
     store.add_documents(documents)
     nudger = LangChainNudge(dataset, embeddings=embeddings)

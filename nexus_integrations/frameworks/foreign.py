@@ -1,8 +1,8 @@
-"""Any embedding model as an `Encoder`: two functions and what tells the model from others."""
+"""Any embedding model of a framework as an `Encoder`."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from nexus_integrations.data import check_texts
 from nexus_integrations.protocols import Floats
 
-NO_IDENTITY = frozenset(
+_NO_IDENTITY = frozenset(
     {
         *("api_key", "device", "embed_batch_size", "max_retries", "model_kwargs", "multi_process"),
         *("num_workers", "show_progress", "timeout"),
@@ -23,28 +23,35 @@ NO_IDENTITY = frozenset(
 class ForeignEncoder:
     """An `Encoder` over an embedding model that this package knows nothing about.
 
-    Its weights are out of reach, so that its fingerprint is as good as `identity`.
+    The model's weights are out of reach, so the fingerprint covers its class, its settings and its
+    dimension.
     """
 
     def __init__(
         self,
+        model: object,
+        settings: Mapping[str, Any],
         embed_query: Callable[[str], Sequence[float]],
         embed_documents: Callable[[list[str]], Sequence[Sequence[float]]],
-        identity: Any,
     ) -> None:
-        """Take the model's functions; `identity` is what JSON can hold: class, name, settings."""
+        """Take the model, its settings by name and its two functions; nothing is embedded yet."""
         self._embed_query = embed_query
         self._embed_documents = embed_documents
-        self._identity = identity
+        plain = {
+            name: value
+            for name, value in settings.items()
+            if name not in _NO_IDENTITY and not name.startswith("_") and _is_plain(value)
+        }
+        self._identity = [type(model).__qualname__, plain]
 
     @cached_property
     def dimension(self) -> int:
-        """The length of a vector, learnt by embedding one word."""
+        """The length of a vector, learned once by embedding one word."""
         return len(self._embed_query("dimension"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the identity and the dimension."""
+        """SHA-256, in hex, over class, settings and dimension."""
         described = json.dumps([self._identity, self.dimension], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
@@ -63,3 +70,10 @@ class ForeignEncoder:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
         return vectors
+
+
+def _is_plain(value: object) -> bool:
+    """Tell settings, dictionaries of settings too (`encode_kwargs`), from clients and models."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, (str, int, float))

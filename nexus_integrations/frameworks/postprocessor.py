@@ -17,6 +17,7 @@ from nexus_integrations.nudge.life import StateFolder, belongs
 from nexus_integrations.protocols import Encoder, VectorIndex
 
 Source = TypeVar("Source")
+Model = TypeVar("Model")
 
 
 class Postprocessor(ABC, Generic[Source]):
@@ -40,6 +41,7 @@ class Postprocessor(ABC, Generic[Source]):
         self.config = config
         self.state_dir = state_dir
         self._memory = StateFolder(None)
+        self._bound: tuple[object, Encoder] | None = None
 
     @abstractmethod
     def open_index(self, source: Source) -> VectorIndex:
@@ -119,6 +121,12 @@ class Postprocessor(ABC, Generic[Source]):
         return choose_gamma_again(
             self._open(source), self.encoder, self.dev, self.config, state_dir=self._state()
         )
+
+    def _encoder_of(self, model: Model, make: Callable[[Model], Encoder]) -> Encoder:
+        """Return `make(model)`, made once per model: a foreign one embeds a word to be known."""
+        if self._bound is None or self._bound[0] is not model:
+            self._bound = model, make(model)
+        return self._bound[1]
 
     def _open(self, source: Source) -> VectorIndex:
         """Open the source; another store than the one of a state in memory raises `ValueError`."""

@@ -175,7 +175,7 @@ class SharedEncoder:
         if self.settings.model == IN_MEMORY:
             raise TypeError(
                 "an encoder in memory cannot be pickled: save it with encoder.save(folder) and "
-                "give the folder as model_name"
+                "give the folder as `model`"
             )
         return SharedEncoder, (self.settings, self.fingerprint)
 
@@ -238,7 +238,7 @@ def _load(settings: EncoderSettings) -> DendriticEncoder:
     if settings.model == IN_MEMORY:
         raise ValueError(
             "this describes an encoder that was in memory only: save it with encoder.save(folder) "
-            "and give the folder as model_name"
+            "and give the folder as `model`"
         )
     key = (settings, _version(Path(settings.model).expanduser()))
     with _process.loading:

@@ -1,7 +1,7 @@
 """The vectors of LangChain's stores as a `VectorIndex`, each over the store's native handle."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
@@ -9,8 +9,11 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from nexus_integrations.frameworks.mapping import MappingIndex
 from nexus_integrations.protocols import Floats, Hits, Metric, VectorIndex
 
+Source: TypeAlias = VectorStore | VectorIndex
+"""What holds vectors: a vector store, or a `VectorIndex` of one's own."""
 
-def open_index(source: VectorStore | VectorIndex) -> VectorIndex:
+
+def open_index(source: Source) -> VectorIndex:
     """Return the stored vectors of a vector store, under their document ids.
 
     The metric is the one by which the store itself ranks. What is a `VectorIndex` already is

@@ -3,19 +3,18 @@
 from pathlib import Path
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
-from nexus_integrations.frameworks.foreign import NO_IDENTITY, ForeignEncoder
+from nexus_integrations.frameworks.foreign import ForeignEncoder
 from nexus_integrations.frameworks.postprocessor import Postprocessor
 from nexus_integrations.langchain.data import Pairs, as_dataset
 from nexus_integrations.langchain.embedding import NexusEmbeddings
-from nexus_integrations.langchain.index import open_index
+from nexus_integrations.langchain.index import Source, open_index
 from nexus_integrations.nudge.apply import NudgeConfig
 from nexus_integrations.protocols import Encoder, VectorIndex
 
 
-class NudgePostprocessor(Postprocessor[VectorStore | VectorIndex]):
+class NudgePostprocessor(Postprocessor[Source]):
     """Move the stored vectors of one store towards the questions that its documents answer.
 
     The ids of documents in the datasets are their ids in the store. Applying again starts from the
@@ -41,34 +40,20 @@ class NudgePostprocessor(Postprocessor[VectorStore | VectorIndex]):
         )
         self.embeddings = embeddings
 
-    def open_index(self, source: VectorStore | VectorIndex) -> VectorIndex:
+    def open_index(self, source: Source) -> VectorIndex:
         """Return the vectors of a vector store, or a `VectorIndex`, by document id."""
         return open_index(source)
 
     @property
     def encoder(self) -> Encoder:
         """The embedding model's encoder."""
-        return encoder_of(self.embeddings)
+        return self._encoder_of(self.embeddings, encoder_of)
 
 
 def encoder_of(embeddings: Embeddings) -> Encoder:
     """Return an embedding model's encoder, or an `Encoder` over a foreign model."""
     if isinstance(embeddings, NexusEmbeddings):
         return embeddings.encoder
-    settings = {
-        name: value
-        for name, value in vars(embeddings).items()
-        if name not in NO_IDENTITY and not name.startswith("_") and _is_plain(value)
-    }
     return ForeignEncoder(
-        embeddings.embed_query,
-        embeddings.embed_documents,
-        identity=[type(embeddings).__qualname__, settings],
+        embeddings, vars(embeddings), embeddings.embed_query, embeddings.embed_documents
     )
-
-
-def _is_plain(value: object) -> bool:
-    """Tell settings, dictionaries of them too (as `encode_kwargs`), from clients and models."""
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return isinstance(value, (str, int, float))

@@ -1,18 +1,14 @@
 """The encoder as a LlamaIndex embedding model."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, MetadataMode
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, computed_field
+from pydantic import Field
 
-from nexus_integrations.backends import Backend, Precision, Role
-from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.encoder.source import DEFAULT_MODEL
-from nexus_integrations.frameworks.shared_encoder import EncoderSettings, SharedEncoder
+from nexus_integrations.frameworks.embedding import EmbeddingModel
 from nexus_integrations.llama_index.cache import RoleCache, cached_as
 from nexus_integrations.llama_index.observers import (
     is_observed,
@@ -26,44 +22,20 @@ from nexus_integrations.llama_index.observers import (
 _PROCESS_FIELDS = ("callback_manager", "rate_limiter")
 
 
-class NexusEmbedding(BaseEmbedding):
+class NexusEmbedding(EmbeddingModel, BaseEmbedding):
     """An embedding model that runs on this machine, with dendritic heads where they were trained.
 
-    The model loads on first use, once per process, and instances carry its name alone: they copy,
-    pickle and go to worker processes at no cost. A model is bound on first use; whoever replaces
-    its folder makes a new instance. Queries and texts are embedded under their own roles, as unit
-    vectors. Calls take turns, and those that wait at the same time are embedded together; the async
-    methods leave the event loop free.
+    `model` is a folder that `save` wrote, a sentence-transformers folder or a hub name. The model
+    loads on first use, once per process. An instance carries the name and the settings alone, so
+    that it copies, pickles and reaches worker processes at no cost; make a new one after the folder
+    was replaced. Queries and documents are embedded under their own roles, as unit vectors. Calls
+    take turns, those that wait at the same time share a batch, and the async methods leave the
+    event loop free.
 
     Unknown arguments raise `ValueError`. Loading raises `FileNotFoundError` for a model that is
-    nowhere and `ValueError` for a damaged one, or for one that is not of the recorded
-    `fingerprint`.
+    nowhere, and `ValueError` for a damaged one or one without the recorded `fingerprint`.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    model_name: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        default=DEFAULT_MODEL,
-        description="A folder of a saved encoder or a sentence-transformers model, or a hub name.",
-    )
-    device: str = Field(default="cpu", description="The device that the model runs on.")
-    backend: Backend = Field(
-        default="auto",
-        description="What runs the model: torch, onnx (ONNX Runtime), or the faster one that is "
-        "there; the vectors are the same.",
-    )
-    precision: Precision | None = Field(
-        default=None,
-        description="float32, bfloat16, int8, or auto: the fastest with a negligible loss. By "
-        "default float32, or what the model's folder was exported in.",
-    )
-    num_threads: int | None = Field(
-        default=None, ge=1, description="How many threads compute; all cores by default."
-    )
-    micro_batching: bool = Field(
-        default=True,
-        description="Embed calls that wait at the same time together; none waits for others.",
-    )
     embed_batch_size: int = Field(
         default=64, gt=0, le=2048, description="How many texts make one batch, and one event."
     )
@@ -76,55 +48,16 @@ class NexusEmbedding(BaseEmbedding):
         default=False,
         description="Keep the texts out of this model's events, callbacks and spans.",
     )
-    recorded_fingerprint: str | None = Field(
-        default=None,
-        validation_alias="fingerprint",
-        exclude=True,
-        repr=False,
-        description="What `to_dict` gave as fingerprint; a model of another one is not used.",
-    )
-    _shared: SharedEncoder = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Name the encoder; nothing is loaded."""
-        self._shared = SharedEncoder(self._settings(), self.recorded_fingerprint)
+        super().model_post_init(context)
         self.embeddings_cache = self.embeddings_cache  # assignment makes it a RoleCache
 
     @classmethod
     def class_name(cls) -> str:
         """The name under which LlamaIndex serialises this class."""
         return "NexusEmbedding"
-
-    @classmethod
-    def from_encoder(cls, encoder: DendriticEncoder) -> "NexusEmbedding":
-        """Use an encoder that is in memory, as it runs.
-
-        Such an instance does not pickle (`TypeError`): save the encoder, and give its folder.
-        """
-        shared = SharedEncoder.of(encoder)
-        how = shared.settings
-        embedding = cls(
-            model_name=how.model, device=how.device, backend=how.backend, precision=how.precision
-        )
-        embedding._shared = shared
-        return embedding
-
-    @property
-    def encoder(self) -> DendriticEncoder:
-        """The encoder behind this embedding model, loaded on first use.
-
-        Raises `ValueError` when the model, or how it runs, was changed after construction.
-        """
-        return self._bound().get()
-
-    @computed_field(repr=False)  # type: ignore[prop-decorator]
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, of all that vectors depend on beside their text; loads the model.
-
-        It is part of `to_dict`, so that LlamaIndex's ingestion cache tells models apart.
-        """
-        return self.encoder.fingerprint
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return settings and fingerprint, from which `from_dict` makes this model again."""
@@ -213,23 +146,6 @@ class NexusEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await self._aembed([original(text) for text in texts], "document")
 
-    def _settings(self) -> EncoderSettings:
-        return EncoderSettings(
-            model=self.model_name,
-            device=self.device,
-            backend=self.backend,
-            precision=self.precision,
-            num_threads=self.num_threads,
-        )
-
-    def _bound(self) -> SharedEncoder:
-        if self._settings() != self._shared.settings:
-            raise ValueError(
-                "the model, or how it runs, was changed after construction: make a new "
-                "NexusEmbedding"
-            )
-        return self._shared
-
     def _is_direct(self) -> bool:
         """Tell whether the base class would do nothing about a query but embed it."""
         return (
@@ -238,12 +154,6 @@ class NexusEmbedding(BaseEmbedding):
             and getattr(self, "rate_limiter", None) is None  # 0.14.0 has none
             and not is_observed(self.callback_manager)
         )
-
-    def _embed(self, texts: list[str], role: Role) -> list[list[float]]:
-        return self._bound().embed(texts, role, gather=self.micro_batching)
-
-    async def _aembed(self, texts: list[str], role: Role) -> list[list[float]]:
-        return await self._bound().aembed(texts, role, gather=self.micro_batching)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "embeddings_cache" and value is not None:

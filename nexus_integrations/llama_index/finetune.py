@@ -5,6 +5,7 @@ from pathlib import Path
 from nexus_integrations.data import QADataset, RetrievalDataset
 from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
+from nexus_integrations.llama_index.index import Source, open_index
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
 # What a tuned model takes over from the one it was tuned from, beside how it runs. A cache is left
@@ -22,8 +23,9 @@ _TAKEN_OVER = (
 class NexusFinetuneEngine:
     """Train dendritic heads for an embedding model on questions and the passages that answer them.
 
-    With the default `heads="query"` of `FinetuneConfig` the vectors of an index stay valid: the
-    tuned model queries it as it is.
+    The default `heads="query"` of `FinetuneConfig` leaves the vectors of an index valid: the tuned
+    model queries it as it is. Build the index first and give it as `index`, and the corpus is
+    embedded once.
     """
 
     def __init__(
@@ -33,39 +35,44 @@ class NexusFinetuneEngine:
         embed_model: NexusEmbedding | None = None,
         config: FinetuneConfig | None = None,
         model_output_path: str | Path | None = None,
+        *,
+        index: Source | None = None,
     ) -> None:
         """Take the datasets, also LlamaIndex's `EmbeddingQAFinetuneDataset`; nothing runs yet.
 
         `embed_model` is the default `NexusEmbedding` where not given, and is not changed. Without
         `dev` a part of `train` is held out. With `model_output_path` the tuned encoder is saved to
-        that folder. Raises `TypeError` for an `embed_model` of another class: heads are trained on
-        a local encoder.
+        that folder. With `index`, which `embed_model` filled and no nudge has moved, the passages'
+        vectors are read from there and not embedded again. Raises `TypeError` for an `embed_model`
+        of another class: heads are trained on a local encoder.
         """
         if embed_model is not None and not isinstance(embed_model, NexusEmbedding):
             raise TypeError(
                 f"embed_model is a {type(embed_model).__name__}: heads are trained for a "
-                "NexusEmbedding; give NexusEmbedding(model_name=...) of the same model"
+                "NexusEmbedding; give NexusEmbedding(model=...) of the same model"
             )
         self.train = as_dataset(train)
         self.dev = None if dev is None else as_dataset(dev)
         self.embed_model = embed_model or NexusEmbedding()
         self.config = config
         self.model_output_path = model_output_path
+        self.index = index
         self._tuned: NexusEmbedding | None = None
 
     def finetune(self) -> FinetuneResult:
         """Train, and save where a path was given; return the encoder and its dev scores.
 
-        Raises what `nexus_integrations.finetune` and `FinetuneResult.save` raise; when saving
-        fails, the model in memory is kept.
+        Raises what `open_index`, `nexus_integrations.finetune` and `FinetuneResult.save` raise;
+        when saving fails, the model in memory is kept.
         """
         before = self.embed_model
-        result = finetune(before.encoder, self.train, self.dev, self.config)
+        index = None if self.index is None else open_index(self.index)
+        result = finetune(before.encoder, self.train, self.dev, self.config, index=index)
         self._tuned = self._taken_over(NexusEmbedding.from_encoder(result.encoder))
         if self.model_output_path is not None:
             result.save(self.model_output_path)
             saved = NexusEmbedding(
-                model_name=str(self.model_output_path),
+                model=str(self.model_output_path),
                 device=before.device,
                 backend=before.backend,
                 precision=before.encoder.backbone.precision,  # what the heads were trained on

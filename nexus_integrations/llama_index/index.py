@@ -1,7 +1,7 @@
 """The vectors of LlamaIndex's stores as a `VectorIndex`, each over the store's native handle."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.vector_stores import SimpleVectorStore
@@ -10,8 +10,11 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from nexus_integrations.frameworks.mapping import MappingIndex
 from nexus_integrations.protocols import Metric, VectorIndex
 
+Source: TypeAlias = VectorStoreIndex | BasePydanticVectorStore | VectorIndex
+"""What holds vectors: an index, a vector store, or a `VectorIndex` of one's own."""
 
-def open_index(source: VectorStoreIndex | BasePydanticVectorStore | VectorIndex) -> VectorIndex:
+
+def open_index(source: Source) -> VectorIndex:
     """Return the stored vectors of an index or a vector store, under their node ids.
 
     The metric is the one by which the store itself ranks. What is a `VectorIndex` already is

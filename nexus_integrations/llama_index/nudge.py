@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, TransformComponent
-from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from nexus_integrations.data import QADataset, RetrievalDataset
-from nexus_integrations.frameworks.foreign import NO_IDENTITY, ForeignEncoder
+from nexus_integrations.frameworks.foreign import ForeignEncoder
 from nexus_integrations.frameworks.postprocessor import Postprocessor
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
-from nexus_integrations.llama_index.index import open_index
+from nexus_integrations.llama_index.index import Source, open_index
 from nexus_integrations.nudge.apply import NudgeConfig, NudgeResult, nudge_index
 from nexus_integrations.protocols import Encoder, Metric, VectorIndex
 
 
-class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStore | VectorIndex]):
+class NudgePostprocessor(Postprocessor[Source]):
     """Move the stored vectors of one index towards the questions that its nodes answer.
 
     The ids of documents in the datasets are node ids. Applying again starts from the base vectors,
@@ -51,16 +49,14 @@ class NudgePostprocessor(Postprocessor[VectorStoreIndex | BasePydanticVectorStor
         )
         self.embed_model = embed_model
 
-    def open_index(
-        self, source: VectorStoreIndex | BasePydanticVectorStore | VectorIndex
-    ) -> VectorIndex:
+    def open_index(self, source: Source) -> VectorIndex:
         """Return the vectors of an index, a vector store, or a `VectorIndex`, by node id."""
         return open_index(source)
 
     @property
     def encoder(self) -> Encoder:
         """The embedding model's encoder."""
-        return encoder_of(self.embed_model)
+        return self._encoder_of(self.embed_model, encoder_of)
 
     def as_transformation(self) -> "NudgeTransformation":
         """Return the last transformation of an `IngestionPipeline`, which nudges nodes.
@@ -165,13 +161,9 @@ def encoder_of(embed_model: BaseEmbedding) -> Encoder:
     """Return an embedding model's encoder, or an `Encoder` over a foreign model."""
     if isinstance(embed_model, NexusEmbedding):
         return embed_model.encoder
-    settings = {
-        name: value
-        for name, value in embed_model.to_dict().items()
-        if name not in NO_IDENTITY and isinstance(value, (str, int, float))
-    }
     return ForeignEncoder(
+        embed_model,
+        embed_model.to_dict(),
         embed_model.get_query_embedding,
         embed_model.get_text_embedding_batch,
-        identity=[type(embed_model).__qualname__, settings],
     )
