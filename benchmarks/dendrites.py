@@ -23,10 +23,10 @@ from benchmarks.record import (
     write_page,
 )
 from benchmarks.runs import Bench
+from benchmarks.sts.presets import PRESETS
+from benchmarks.sts.runs import STSBenchmark, run, run_id, similarity_score
 from nexus_integrations import DendriticEncoder, FinetuneConfig
 from nexus_integrations.training import recipe as package
-from nexus_integrations.training.presets import PRESETS
-from nexus_integrations.training.sts import STSBenchmark, run, run_id, similarity_score
 
 _STS = "stsb"
 

@@ -36,6 +36,7 @@ from benchmarks.record import (
     write_page,
 )
 from benchmarks.runs import HEAD, NUDGED
+from benchmarks.sts.runs import STSBenchmark
 from nexus_integrations import (
     DendriticEncoder,
     FinetuneConfig,
@@ -47,7 +48,6 @@ from nexus_integrations import (
 )
 from nexus_integrations.evaluation import mean_interval
 from nexus_integrations.retrievers import DenseRetriever
-from nexus_integrations.training.sts import STSBenchmark
 
 _RECIPES = {
     "linear, query": FinetuneConfig(dendrites=0),

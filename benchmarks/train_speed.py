@@ -20,11 +20,11 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.mean import Mean
 from benchmarks.record import Row, append_row, file_of, machine, read_rows, table, write_page
+from benchmarks.sts.runs import STSBenchmark, similarity_score
 from nexus_integrations import DendriticEncoder, SimilarityDataset
 from nexus_integrations.backends.torch import TorchBackbone
 from nexus_integrations.training.fit import Schedule, new_optimizer, own_randomness, train_epoch
 from nexus_integrations.training.heads import Heads, exported
-from nexus_integrations.training.sts import STSBenchmark, similarity_score
 from nexus_integrations.training.texts import TextSimilarityObjective
 from nexus_integrations.training.tower import Tower
 

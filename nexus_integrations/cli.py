@@ -33,15 +33,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-sweeps = typer.Typer(help="Run many settings, row by row; a sweep that was stopped goes on.")
-app.add_typer(sweeps, name="sweep")
 _errors = Console(stderr=True, highlight=False)
 
 _DATASET_HELP = (
     "A dataset: a JSON file with queries, corpus and relevant_docs (LlamaIndex's "
     "EmbeddingQAFinetuneDataset), or a BEIR folder, with a split as in folder:train."
 )
-_STS_HELP = "A folder with train.csv, dev.csv and test.csv (or .csv.gz): two sentences, score 0-5."
 Model = Annotated[
     str | None,
     typer.Option(
@@ -597,119 +594,6 @@ def report(
             *(_gain_line(made.comparison, metric) for metric in made.comparison.differences),
             f"Written to {output}.",
         )
-
-
-@app.command("train-sts")
-def train_sts(
-    data: Annotated[Path, typer.Argument(help=_STS_HELP)],
-    output: Annotated[Path, typer.Argument(help="Where to save the trained encoder.")],
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="trainable, trainable-linear, trainable-average, trainable-refit, published, "
-            "published-baseline, frozen or frozen-linear."
-        ),
-    ] = "frozen",
-    model: Model = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed; else that of the preset.", show_default=False)
-    ] = None,
-    checkpoints: Annotated[
-        Path | None, typer.Option(help="Keep every epoch's state here, and go on from it.")
-    ] = None,
-    rows: Annotated[
-        Path | None, typer.Option(help="Append the run's figures to this JSONL file.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the growth to this PNG.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train on the STS Benchmark by a named recipe; dev chooses the epoch, test is reported."""
-    with _reported_errors():
-        from dataclasses import replace
-
-        from nexus_integrations.encoder import DendriticEncoder
-        from nexus_integrations.report.plots import plot_growth
-        from nexus_integrations.training import sts
-        from nexus_integrations.training.presets import PRESETS
-
-        _check_free(output)
-        if preset not in PRESETS:
-            raise ValueError(f"no preset is called {preset!r}: choose from {', '.join(PRESETS)}")
-        config = PRESETS[preset]
-        if seed is not None:
-            config = replace(config, seed=seed)
-        trained = config.backbone == "trainable"  # which PyTorch alone can do
-        result, row = sts.run(
-            DendriticEncoder.load(model, backend="torch" if trained else "auto"),
-            sts.STSBenchmark.read(data),
-            preset,
-            config,
-            checkpoint_dir=checkpoints,
-        )
-        result.save(output)
-        if rows is not None:
-            sts.append_row(rows, row)
-        if plot is not None:
-            plot_growth(result.history, result.baseline_score, plot)
-        kept = f"best of {row['epochs']} epochs: {row['best_epoch']}"
-        if config.average > 1:
-            kept = f"mean of {config.average} runs of {config.epochs} epochs"
-        Reporter(as_json).result(
-            row,
-            f"dev Spearman {row['dev_before']:.4f} → {row['dev']:.4f}, test {row['test']:.4f}, "
-            f"{row['dendrites']} dendrites kept, {kept}, {row['seconds']:.0f} s. "
-            f"Saved to {output}.",
-        )
-
-
-@sweeps.command("sts")
-def sweep_sts(
-    data: Annotated[Path, typer.Argument(help=_STS_HELP)],
-    rows: Annotated[Path, typer.Argument(help="The JSONL file of rows; a sweep goes on from it.")],
-    backbone: Annotated[
-        Literal["frozen", "trainable"], typer.Option(help="Heads alone, or all weights (slow).")
-    ] = "frozen",
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted from 0.")] = 5,
-    presets: Annotated[
-        str | None,
-        typer.Option(help="Run these presets, comma-separated, in place of the published grid."),
-    ] = None,
-    model: Model = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw all recipes to this PNG.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run the published grid: learning rate × batch × warm-up, dendrites on and off."""
-    with _reported_errors():
-        from nexus_integrations.encoder import DendriticEncoder
-        from nexus_integrations.training import sts, summary
-
-        reporter = Reporter(as_json)
-        runs = (
-            sts.published_grid(backbone, range(seeds))
-            if presets is None
-            else sts.preset_runs(presets.split(","), range(seeds))
-        )
-        done = sts.sweep(
-            DendriticEncoder.load(model, backend="torch"),
-            sts.STSBenchmark.read(data),
-            runs,
-            rows,
-            lambda row: reporter.tell(
-                f"{row['name']}, seed {row['seed']}: dev {row['dev']:.4f}, test {row['test']:.4f}, "
-                f"{row['seconds']:.0f} s"
-            ),
-        )
-        if plot is not None:
-            summary.plot_sweep(done, plot)
-        header, *lines = summary.table(done)
-        table = Table(*header)
-        for line in lines:
-            table.add_row(*line)
-        gains = [
-            f"{name}: dendrites added {dev.signed} on dev, {test.signed} on test."
-            for name, dev, test in summary.gains(done)
-        ]
-        reporter.result({"rows": done}, table, *gains)
 
 
 def _check_free(folder: Path) -> None:

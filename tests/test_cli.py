@@ -40,7 +40,7 @@ def files(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_command(command: str) -> None:
     """--help ends with status 0 and shows usage and options."""
-    status, output, _ = run(*(("sweep", "sts") if command == "sweep" else (command,)), "--help")
+    status, output, _ = run(command, "--help")
     assert status == 0
     assert "Usage" in output
     assert "--json" in output
@@ -187,15 +187,14 @@ def test_errors_are_one_line_with_status_1(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["finetune", "train-sts"])
-def test_a_folder_in_use_is_refused_before_training(command: str, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_before_training(tmp_path: Path) -> None:
     """Nothing is read, embedded or trained for an encoder that could not be saved."""
     (tmp_path / "notes.txt").write_text("mine")
-    status, _, error = run(command, tmp_path / "no data", tmp_path)
+    status, _, error = run("finetune", tmp_path / "no data", tmp_path)
     assert status == 1
     assert "holds something other than a saved encoder" in error.replace("\n", " ")
     assert os.listdir(tmp_path) == ["notes.txt"]
-    assert "is a file" in run(command, tmp_path / "no data", tmp_path / "notes.txt")[2]
+    assert "is a file" in run("finetune", tmp_path / "no data", tmp_path / "notes.txt")[2]
 
 
 def test_brackets_in_a_path_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,23 +2,28 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import train_speed
+from benchmarks.record import read_rows
+from benchmarks.sts import runs as sts
+from benchmarks.sts.__main__ import main
+from benchmarks.sts.presets import PRESETS
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.training import sts
-from nexus_integrations.training.presets import PRESETS
 from nexus_integrations.training.recipe import FinetuneConfig
 
+ROOT = Path(__file__).parent.parent
 CONFIG = FinetuneConfig(heads="shared", dendrites=0, epochs=3, loss="cosine", learning_rate=0.05)
 
 
@@ -88,12 +93,12 @@ def test_a_sweep_runs_what_its_file_lacks(tiny, tmp_path):
     assert (again, path.read_bytes()) == (first, content)
     path.write_bytes(content[:-20])
     more = sts.sweep(tiny, DATA, runs(), path)
-    assert [row["seed"] for row in sts.read_rows(path)] == [0, 1, 2]
+    assert [row["seed"] for row in read_rows(path)] == [0, 1, 2]
     assert [row["dev"] for row in more[:2]] == [row["dev"] for row in first]
     # Other data, another model or other settings are other runs.
     other = replace(DATA, test=make_part(30, 3))
     assert len(sts.sweep(tiny, other, runs((0,)), path)) == 1
-    assert len(sts.read_rows(path)) == 4
+    assert len(read_rows(path)) == 4
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(tiny, tiny_model, tmp_path, package_environment):
@@ -109,23 +114,23 @@ sts.sweep(DendriticEncoder.load({str(tiny_model)!r}), DATA, runs(range(500)), Pa
 """
     child = subprocess.Popen([sys.executable, "-c", program], env=package_environment)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and child.poll() is None and len(sts.read_rows(path)) < 3:
+    while time.monotonic() < deadline and child.poll() is None and len(read_rows(path)) < 3:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    before = sts.read_rows(path)
+    before = read_rows(path)
     assert 3 <= len(before) < 500
     seeds = range(len(before) + 2)
     rows = sts.sweep(tiny, DATA, runs(seeds), path)
     assert rows[: len(before)] == before
-    assert [row["seed"] for row in sts.read_rows(path)] == list(seeds)
+    assert [row["seed"] for row in read_rows(path)] == list(seeds)
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path):
     """A whole line that is not JSON was not written by a sweep."""
     (tmp_path / "rows.jsonl").write_text("not a row\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl holds a line that is no row"):
-        sts.read_rows(tmp_path / "rows.jsonl")
+        read_rows(tmp_path / "rows.jsonl")
 
 
 # The commands.
@@ -141,49 +146,52 @@ def folder(tmp_path):
     return tmp_path
 
 
-def call(*arguments: object):
-    from typer.testing import CliRunner
-
-    from nexus_integrations.cli import app
-
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
-
-
-def test_train_sts_saves_an_encoder_and_a_row(folder, tiny_model):
+def test_run_saves_an_encoder_and_a_row(folder, tiny_model, capsys):
     """The row printed is the row appended; the folder saved has the test score of the row."""
-    made = ("train-sts", folder, folder / "tuned", "--model", tiny_model, "--json")
-    kept = ("--preset", "frozen-linear", "--seed", 3, "--rows", folder / "rows.jsonl")
-    done = call(*made, *kept)
-    assert done.exit_code == 0, done.output
-    (row,) = sts.read_rows(folder / "rows.jsonl")
-    assert json.loads(done.stdout) == row
+    asked = ["run", folder, folder / "tuned", "--model", tiny_model]
+    kept = ["--preset", "frozen-linear", "--seed", 3, "--rows", folder / "rows.jsonl"]
+    main([str(part) for part in (*asked, *kept)])
+    (row,) = read_rows(folder / "rows.jsonl")
+    assert json.loads(capsys.readouterr().out) == row
     assert (row["name"], row["seed"], row["config"]["seed"]) == ("frozen-linear", 3, 3)
     tuned = DendriticEncoder.load(folder / "tuned")
     assert row["test"] == pytest.approx(sts.similarity_score(tuned, DATA.test), abs=1e-5)
-    unknown = call(*made, "--preset", "none")
-    assert unknown.exit_code == 1
-    assert "no preset is called 'none': choose from trainable" in unknown.stderr
 
 
-def test_train_sts_says_what_was_averaged(folder, tiny_model):
+def test_run_records_what_was_averaged(folder, tiny_model):
     """Three runs of two epochs are six, and none of them is what is saved."""
-    made = ("train-sts", folder, folder / "tuned", "--model", tiny_model)
-    done = call(*made, "--preset", "trainable-average", "--rows", folder / "rows.jsonl")
-    assert done.exit_code == 0, done.output
-    assert "0 dendrites kept, mean of 3 runs of 2 epochs, " in done.stdout
-    (row,) = sts.read_rows(folder / "rows.jsonl")
-    assert (row["epochs"], row["config"]["average"]) == (6, 3)
+    asked = ["run", folder, folder / "tuned", "--model", tiny_model]
+    kept = ["--preset", "trainable-average", "--rows", folder / "rows.jsonl"]
+    main([str(part) for part in (*asked, *kept)])
+    (row,) = read_rows(folder / "rows.jsonl")
+    assert (row["epochs"], row["dendrites"], row["config"]["average"]) == (6, 0, 3)
 
 
-def test_sweep_sts_prints_a_table_and_draws_a_plot(folder, tiny_model):
+def test_sweep_prints_a_table_and_draws_a_plot(folder, tiny_model, capsys):
     """Two seeds of one preset are one line of the table; a second call adds no row."""
-    asked = ("sweep", "sts", folder, folder / "rows.jsonl", "--model", tiny_model, "--seeds", 2)
+    asked = ["sweep", folder, folder / "rows.jsonl", "--model", tiny_model, "--seeds", 2]
+    asked += ["--presets", "frozen-linear", "--plot", folder / "sts.png"]
     for _ in range(2):
-        done = call(*asked, "--presets", "frozen-linear", "--plot", folder / "sts.png")
-        assert done.exit_code == 0, done.output
-        assert done.stdout.count("frozen-linear") == 1
-        assert len(sts.read_rows(folder / "rows.jsonl")) == 2
+        main([str(part) for part in asked])
+        assert capsys.readouterr().out.count("| frozen-linear |") == 1
+        assert len(read_rows(folder / "rows.jsonl")) == 2
     assert (folder / "sts.png").is_file()
+
+
+def test_an_unknown_preset_is_named():
+    """The message lists the presets."""
+    with pytest.raises(ValueError, match="no preset is called 'none': choose from trainable, "):
+        list(sts.preset_runs(["none"], [0]))
+
+
+def test_recorded_rows_are_read_and_written_as_a_page(tmp_path):
+    """The rows beside the documentation give the page, with a plot."""
+    for file in (ROOT / "docs" / "results").glob("sts-*.jsonl"):
+        shutil.copy(file, tmp_path)
+    main(["report", "--results", str(tmp_path)])
+    text = (tmp_path / "sts.md").read_text()
+    assert text == (ROOT / "docs" / "results" / "sts.md").read_text()
+    assert (tmp_path / "sts.png").is_file()
 
 
 def test_the_page_of_an_epochs_speed_by_hand():

@@ -2,8 +2,9 @@
 
 import pytest
 
-from benchmarks.sts_report import page
-from nexus_integrations.training.summary import Mean, gains, markdown_table, plot_sweep, table
+from benchmarks.mean import Mean
+from benchmarks.sts.page import page
+from benchmarks.sts.summary import figures, gains, plot_sweep
 
 
 def row(name, seed, dendrites, dev, test=0.5, **config):
@@ -66,12 +67,10 @@ def test_gains_are_paired_by_seed_and_settings():
 
 def test_the_table_has_a_line_per_recipe():
     """Averages over the seeds of each."""
-    header, grown, plain, other = table(ROWS)
+    header, (grown, plain, other) = figures(ROWS)
     assert (grown[:2], plain[:2], other[:2]) == (["grown", "2"], ["plain", "2"], ["other", "1"])
     assert grown[header.index("dev Spearman")].startswith("0.6000 (")
     assert grown[header.index("bytes added")] == "4,000"
-    lines = markdown_table([["a", "b"], ["1", "2"]]).splitlines()
-    assert lines == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
 
 
 def test_the_page_says_what_was_not_run(tmp_path):

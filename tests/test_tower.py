@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.sts.runs import similarity_score
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.training.recipe import FinetuneConfig, finetune
-from nexus_integrations.training.sts import similarity_score
 from nexus_integrations.training.tower import Pieces, Tower, like_length
 
 CONFIG = FinetuneConfig(

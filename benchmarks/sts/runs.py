@@ -6,8 +6,6 @@ disk, so that a sweep which was stopped goes on behind the last whole row.
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,15 +17,13 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.record import Row, append_row, machine, read_rows
+from benchmarks.sts.presets import PRESETS
 from nexus_integrations.backends import Backbone, Role
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.protocols import Floats
-from nexus_integrations.training.presets import PRESETS
 from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
-
-Row = dict[str, Any]
-"""The settings and figures of one run, as JSON holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +97,7 @@ def run(
         ],
         "model": encoder.fingerprint,
         "data": data.digest,
-        "machine": machine(),
+        "machine": {**machine("torch"), "threads": torch.get_num_threads()},
     }
     return result, row
 
@@ -110,18 +106,6 @@ def run_id(encoder: DendriticEncoder, data: STSBenchmark, name: str, config: Fin
     """Return a hash of all that tells one run from another."""
     content = json.dumps([encoder.fingerprint, data.digest, name, config.settings()])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def machine() -> Row:
-    """Return what a run's seconds depend on."""
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def published_grid(backbone: str, seeds: Sequence[int]) -> Iterator[tuple[str, FinetuneConfig]]:
@@ -169,32 +153,6 @@ def sweep(
         rows.append(known[key])
         on_row(known[key])
     return rows
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read the whole rows of a file; none where there is no file.
-
-    A last line without its end was being written when the sweep was stopped: it is no row.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} holds a line that is no row: {error}") from None
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Add a row to the file, in place of a line that was cut off, and sync it to disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _remembering(encoder: DendriticEncoder) -> DendriticEncoder:

@@ -1,52 +1,19 @@
-"""What the rows of many runs say: means and intervals over seeds, and what dendrites added."""
+"""What the rows of many runs show: figures over seeds, and the gain by dendrites."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
-Row = dict[str, Any]
+from benchmarks.mean import Mean
+from benchmarks.record import Row
 
-CONFIDENCE = 0.95
 PUBLISHED = {"published-baseline": 0.8886, "published": 0.89167}
 """Validation Spearman as published, one seed each, by preset."""
 
 # Settings in which a run with dendrites and its baseline may differ.
 _GROWTH = ("dendrites", "tries", "warmup_epochs", "epochs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean over seeds with its interval (Student's t); a single seed has none."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Mean":
-        """Average the values."""
-        mean, count = float(np.mean(values)), len(values)
-        if count < 2:
-            return cls(mean=mean, interval=None, count=count)
-        half = student.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / count**0.5
-        return cls(mean=mean, interval=(float(mean - half), float(mean + half)), count=count)
-
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.mean:.4f}"
-        return f"{self.mean:.4f} ({self.interval[0]:.4f} to {self.interval[1]:.4f})"
-
-    @property
-    def signed(self) -> str:
-        """The mean and its interval as differences."""
-        if self.interval is None:
-            return f"{self.mean:+.4f}"
-        return f"{self.mean:+.4f} ({self.interval[0]:+.4f} to {self.interval[1]:+.4f})"
 
 
 def by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -57,21 +24,20 @@ def by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
+def figures(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return a header and, per recipe, its figures over seeds, as text."""
-    lines = [
-        [
-            "recipe",
-            "seeds",
-            "dev Spearman",
-            "test Spearman",
-            "epochs, best",
-            "seconds",
-            "dendrites kept",
-            "parameters added",
-            "bytes added",
-        ]
+    header = [
+        "recipe",
+        "seeds",
+        "dev Spearman",
+        "test Spearman",
+        "epochs, best",
+        "seconds",
+        "dendrites kept",
+        "parameters added",
+        "bytes added",
     ]
+    lines = []
     for name, group in by_name(rows).items():
 
         def mean(key: str, group: list[Row] = group) -> float:
@@ -90,7 +56,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
                 f"{mean('bytes_added'):,.0f}",
             ]
         )
-    return lines
+    return header, lines
 
 
 def gains(rows: Sequence[Row]) -> list[tuple[str, Mean, Mean]]:
@@ -114,13 +80,6 @@ def gains(rows: Sequence[Row]) -> list[tuple[str, Mean, Mean]]:
             )
             found.append((name, dev, test))
     return found
-
-
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Return the lines, the first of which is the header, as a Markdown table."""
-    header, *body = lines
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *body))
 
 
 def plot_sweep(rows: Sequence[Row], path: str | Path) -> None:

@@ -1,0 +1,1 @@
+"""The published STS Benchmark runs, measured again: `python -m benchmarks.sts --help`."""
