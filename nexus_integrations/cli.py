@@ -126,10 +126,10 @@ def demo(
         nudged = result.nudged
         content = {
             "stages": {
-                name: _plain(replace(stage, hits=None, relevant=[]))  # the report shows these
+                name: replace(stage, hits=None, relevant=[]).to_json()  # the report shows these
                 for name, stage in result.stages.items()
             },
-            "gain": _plain(result.gain),
+            "gain": result.gain.to_json(),
             "dendrites": 0 if head is None else head.dendrites,
             "gamma": nudged.gamma,
             "moved": nudged.moved,
@@ -503,19 +503,19 @@ def evaluate(
     """Measure how well the vectors answer a dataset's questions, with 95 % intervals."""
     with _reported_errors():
         from nexus_integrations.encoder import DendriticEncoder
-        from nexus_integrations.evaluation import compare
+        from nexus_integrations.evaluation import Evaluation, compare
         from nexus_integrations.evaluation import evaluate as run
         from nexus_integrations.index import MemoryIndex
         from nexus_integrations.retrievers import DenseRetriever
 
         index = MemoryIndex.load(vectors)
         after = run(DenseRetriever(index, DendriticEncoder.load(model)), _dataset(dataset))
-        content: dict[str, Any] = {"evaluation": _plain(after)}
+        content = after.to_json()
         shown: list[Table | str] = [_stages_table({"": after})]
         if against is not None:
-            before = _read_evaluation(against)
+            before = Evaluation.load(against)
             change = compare(before, after)
-            content["comparison"] = _plain(change)
+            content["comparison"] = change.to_json()
             shown = [
                 _stages_table({"before": before, "after": after}),
                 *(_gain_line(change, metric) for metric in change.differences),
@@ -558,13 +558,14 @@ def report(
 ) -> None:
     """Write what was done, and what came of it, as one HTML page that loads nothing."""
     with _reported_errors():
+        from nexus_integrations.evaluation import Evaluation
         from nexus_integrations.index import MemoryIndex
         from nexus_integrations.nudge import StateFolder
         from nexus_integrations.report import Report, TrainingRecord
 
         if include_text != (dataset is not None):
             raise typer.BadParameter("--include-text and --dataset go together")
-        stages = {path.stem: _read_evaluation(path) for path in evaluations}
+        stages = {path.stem: Evaluation.load(path) for path in evaluations}
         if len(stages) < len(evaluations):
             raise ValueError("two of the evaluations have the same file name: rename one")
         for folder in (model, state):
@@ -587,7 +588,7 @@ def report(
             "report": str(output),
             "questions": len(made.before.query_ids),
             "bytes": output.stat().st_size,
-            "comparison": _plain(made.comparison),
+            "comparison": made.comparison.to_json(),
         }
         reporter.result(
             content,
@@ -614,39 +615,6 @@ def _dataset(name: str) -> "RetrievalDataset":
     if Path(name).is_dir():
         return RetrievalDataset.from_beir(name)
     return RetrievalDataset.from_json(name)
-
-
-def _plain(result: "Evaluation | Comparison") -> dict[str, Any]:
-    """Turn a result into what JSON can hold."""
-    content = asdict(result)
-    for metric, values in content.get("per_query", {}).items():
-        content["per_query"][metric] = values.tolist()
-    if content.get("hits") is not None:
-        ids, similarities = content["hits"]
-        rows = [  # a search that found fewer has filled up its row
-            [round(value, 6) for value in row[: len(found)]]
-            for found, row in zip(ids, similarities.tolist(), strict=True)
-        ]
-        content["hits"] = {"ids": ids, "similarities": rows}
-    return content
-
-
-def _read_evaluation(path: Path) -> "Evaluation":
-    import numpy as np
-
-    from nexus_integrations.evaluation import Evaluation
-    from nexus_integrations.index.checks import as_hits
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))["evaluation"]
-        content["per_query"] = {m: np.array(v) for m, v in content["per_query"].items()}
-        content["intervals"] = {m: (v[0], v[1]) for m, v in content["intervals"].items()}
-        if content.get("hits") is not None:
-            found = zip(content["hits"]["ids"], content["hits"]["similarities"], strict=True)
-            content["hits"] = as_hits([list(zip(*row, strict=True)) for row in found])
-        return Evaluation(**content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no output of nexus evaluate --json: {error!r}") from None
 
 
 def _stages_table(stages: "Mapping[str, Evaluation]") -> Table:

@@ -47,6 +47,12 @@ class Hits(NamedTuple):
         similarities = np.concatenate([np.zeros((0, width), dtype=np.float32), *padded])
         return cls([ids for batch in batches for ids in batch.ids], similarities)
 
+    @classmethod
+    def ranked(cls, ids: list[list[str]]) -> "Hits":
+        """Return hits of rankings without similarities, which are NaN."""
+        width = max(map(len, ids), default=0)
+        return cls(ids, np.full((len(ids), width), np.nan, dtype=np.float32))
+
 
 @runtime_checkable
 class Encoder(Protocol):

@@ -69,7 +69,7 @@ def test_the_whole_job_by_command(files: Path) -> None:
     status, output, _ = run("evaluate", vectors, files / "test.json", "--json")
     assert status == 0
     (files / "before.json").write_text(output)
-    before = json.loads(output)["evaluation"]["metrics"]["ndcg@10"]
+    before = json.loads(output)["metrics"]["ndcg@10"]
 
     status, output, error = run(
         *("finetune", files / "train.json", tuned, "--dev", files / "dev.json"),
@@ -100,9 +100,9 @@ def test_the_whole_job_by_command(files: Path) -> None:
     )
     assert status == 0, error
     told = json.loads(output)
-    assert told["evaluation"]["metrics"]["ndcg@10"] > before + 0.05
+    assert told["metrics"]["ndcg@10"] > before + 0.05
     assert told["comparison"]["differences"]["ndcg@10"] == pytest.approx(
-        told["evaluation"]["metrics"]["ndcg@10"] - before
+        told["metrics"]["ndcg@10"] - before
     )
 
     status, output, error = run("nudge", vectors, "--state", state, "--undo")

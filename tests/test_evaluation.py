@@ -1,5 +1,6 @@
 """Metrics by hand, intervals, comparison."""
 
+import json
 from math import log2
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.stats import binom
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import (
+    Comparison,
     Evaluation,
     compare,
     evaluate,
@@ -15,6 +17,7 @@ from nexus_integrations.evaluation import (
     score_rankings,
 )
 from nexus_integrations.index.memory import MemoryIndex
+from nexus_integrations.protocols import Hits
 from nexus_integrations.retrievers import DenseRetriever
 
 RUNS = {"q1": ["a", "b", "c"], "q2": ["c", "b", "a"], "q3": ["b", "c", "a"]}
@@ -240,3 +243,118 @@ def test_repr_holds_no_query(compass):
     text = repr(evaluated(*compass))
     assert "q1" not in text
     assert "ndcg@10" in text
+
+
+def test_a_function_is_a_retriever(compass):
+    """Ranked ids by hand: a hit at rank 1, a hit at rank 2, and none; a repeat counts once."""
+    _, _, dataset = compass
+    found = {"to the east": ["e"], "to the north": ["e", "e", "n"], "eastern": ["e"]}
+    result = evaluate(lambda texts, k: [found[text] for text in texts], dataset, metrics=["mrr@2"])
+    assert result.per_query["mrr@2"].tolist() == [1, 1 / 2, 0]
+    assert result.hits.ids[1] == ["e", "n"]
+    assert (result.documents, result.fingerprint, result.first) == (0, "", 1)
+    with pytest.raises(ValueError, match="returned 1 rankings for 3 questions"):
+        evaluate(lambda texts, k: [["e"]], dataset)
+    with pytest.raises(TypeError, match="a str cannot search"):
+        evaluate("index", dataset)
+
+
+def test_a_retriever_takes_what_has_an_encoder(compass):
+    """An embedding model of a framework holds its encoder."""
+    index, encoder, dataset = compass
+
+    class Model:
+        def __init__(self):
+            self.encoder = encoder
+
+    result = evaluated(index, Model(), dataset)
+    assert result.metrics == evaluated(*compass).metrics
+    assert result.fingerprint == encoder.fingerprint
+    with pytest.raises(TypeError, match="a str is no encoder"):
+        DenseRetriever(index, "model")
+
+
+def test_questions_that_were_trained_on_are_counted(compass):
+    """Of three questions one was trained on word for word; unknown is not none."""
+    result = evaluated(*compass, trained_on=compass[2].subset(["q1"]))
+    assert result.repeated == 1
+    assert "1 of them nearly repeat a training question" in str(result)
+    assert evaluated(*compass).repeated is None
+
+
+def test_an_evaluation_comes_back_as_it_was(compass, tmp_path):
+    """Saved and loaded, with lists of unequal length, with and without similarities."""
+    index, encoder, dataset = compass
+    ragged = evaluate(
+        lambda texts, k: Hits([["e", "n"], ["n"], []], np.array([[1, 0.1], [1, -np.inf]] * 2)[:3]),
+        dataset,
+    )
+    ranked = evaluate(lambda texts, k: [["e"], ["n", "w"], []], dataset)
+    for result in (evaluated(index, encoder, dataset), ragged, ranked):
+        result.save(tmp_path / "e.json")
+        again = Evaluation.load(tmp_path / "e.json")
+        assert str(again) == str(result)
+        assert again.hits.ids == result.hits.ids
+        finite = np.isfinite(result.hits.similarities)
+        np.testing.assert_array_equal(np.isfinite(again.hits.similarities), finite)
+        np.testing.assert_array_equal(
+            again.hits.similarities[finite], result.hits.similarities[finite].astype(np.float32)
+        )
+        assert compare(result, again).differences["mrr@10"] == 0
+        json.loads((tmp_path / "e.json").read_text(), parse_constant=pytest.fail)
+    change = compare(ranked, evaluated(index, encoder, dataset))
+    change.save(tmp_path / "c.json")
+    assert Comparison.load(tmp_path / "c.json") == change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"ndcg@10": "CANARY"}}, "its field 'metrics'"),
+        ({"metrics": "CANARY"}, "its field 'metrics'"),
+        ({"hits": {"ids": [["CANARY"]]}}, "its field 'hits'"),
+        ({"per_query": {"CANARY": ["CANARY"]}}, "its field 'per_query'"),
+        ({"query_ids": ["CANARY", 1]}, "its field 'query_ids'"),
+        ({"query_ids": ["CANARY"]}, "of different questions"),
+        ({"intervals": {"CANARY": [0, 1]}}, "of different questions or metrics"),
+        ({"documents": "CANARY"}, "its field 'documents'"),
+    ],
+)
+def test_a_damaged_evaluation_shows_nothing_of_itself(compass, tmp_path, change, message):
+    """The error names the file and the field, never what stands there."""
+    content = evaluated(*compass).to_json() | change
+    (tmp_path / "e.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        Evaluation.load(tmp_path / "e.json")
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n  CANARY", "not valid JSON: Expecting value, line 2, column 3"),
+        (b'{"metrics": "CANARY', "not valid JSON: .*line 1, column 13"),
+        (b"CANARY \xff", "not UTF-8 .byte 7."),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "its field 'metrics'"),
+    ],
+)
+def test_what_is_no_evaluation_shows_nothing_of_itself(tmp_path, content, message):
+    """Another file given by mistake: its place is told, its text is not."""
+    (tmp_path / "e.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Evaluation.load(tmp_path / "e.json")
+    assert "CANARY" not in str(caught.value)
+
+
+def test_results_print_as_a_few_lines(compass):
+    """A table with intervals, and how often the right passage came first: q1, q2 of three."""
+    result = evaluated(*compass)
+    lines = str(result).splitlines()
+    assert lines[0] == "3 questions, 3 documents"
+    assert lines[2].startswith("ndcg@10")
+    assert lines[-1] == "The right passage came first for 2 of 3 questions."
+    before = evaluate(lambda texts, k: [["e"], ["e"], ["e"]], compass[2])
+    text = str(compare(before, result))
+    assert text.endswith("came first for 2 of 3 questions, before for 1.")
+    assert len(text.splitlines()) == 7

@@ -602,10 +602,11 @@ def test_the_command_reads_what_the_others_write(
 
 def test_the_command_explains_bad_input(tmp_path: Path) -> None:
     """Status 1 with a reason for what is wrong in files, 2 for what was typed wrongly."""
-    (tmp_path / "other.json").write_text('{"evaluation": []}')
+    (tmp_path / "other.json").write_text('{"metrics": ["CANARY"]}')
     status, _, error = run("report", tmp_path / "other.json", tmp_path / "other.json")
     assert status == 1
-    assert "no output of nexus evaluate --json" in error.replace("\n", " ")
+    assert "is no saved Evaluation: its field 'metrics'" in error.replace("\n", " ")
+    assert "CANARY" not in error
     assert run("report")[0] == 2
     assert run("report", "a.json", "b.json", "--include-texts")[0] == 2
     assert run("report", "a.json", "b.json", "--include-text")[0] == 2

@@ -59,7 +59,7 @@
       return make(
         "li", answers ? "answers" : "",
         make("span", "", String(rank + 1)), make("span", "id", data.documents[document_]), note,
-        make("span", "", number(similarities[rank])), text,
+        make("span", "", similarities[rank] === null ? "" : number(similarities[rank])), text,
       );
     });
     const missed = question.relevant.filter((document_) => !documents.includes(document_));

@@ -214,12 +214,18 @@ def _questions(
 
 
 def _ranked(stage: Evaluation, row: int, known: Callable[[str], int]) -> list[list[Any]] | None:
-    """Return document numbers and similarities; None where the evaluation holds no lists."""
+    """Return document numbers and similarities; None where the evaluation holds no lists.
+
+    A similarity that is not known is None.
+    """
     if stage.hits is None:
         return None
     ids = stage.hits.ids[row][:_LISTED]
-    similarities = np.round(stage.hits.similarities[row, : len(ids)].astype(np.float64), 4)
-    return [[known(id_) for id_ in ids], similarities.tolist()]
+    similarities = stage.hits.similarities[row, : len(ids)].tolist()
+    return [
+        [known(id_) for id_ in ids],
+        [round(value, 4) if np.isfinite(value) else None for value in similarities],
+    ]
 
 
 def _by_interest(changes: NDArray[np.float64]) -> Iterator[int]:
