@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from nexus_integrations.encoder import DendriticEncoder
     from nexus_integrations.encoder.head import DendriticHead
     from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
+    from nexus_integrations.lexical import LexicalIndex
     from nexus_integrations.nudge.apply import NudgeConfig, NudgeResult, nudge_index
     from nexus_integrations.protocols import Encoder, Hits, Metric, Retriever, VectorIndex
     from nexus_integrations.report import Report
-    from nexus_integrations.retrievers import DenseRetriever
+    from nexus_integrations.retrievers import DenseRetriever, HybridRetriever
     from nexus_integrations.training.curve import learning_curve
     from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
 
@@ -31,6 +32,8 @@ _HOMES = {
     "FinetuneConfig": "training.recipe",
     "FinetuneResult": "training.recipe",
     "Hits": "protocols",
+    "HybridRetriever": "retrievers",
+    "LexicalIndex": "lexical",
     "Metric": "protocols",
     "NudgeConfig": "nudge.apply",
     "NudgeResult": "nudge.apply",
@@ -56,6 +59,8 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneResult",
     "Hits",
+    "HybridRetriever",
+    "LexicalIndex",
     "Metric",
     "NudgeConfig",
     "NudgeResult",

@@ -1,5 +1,6 @@
 """Retrievers: question texts to ranked passages."""
 
 from nexus_integrations.retrievers.dense import DenseRetriever
+from nexus_integrations.retrievers.hybrid import HybridRetriever, Match
 
-__all__ = ["DenseRetriever"]
+__all__ = ["DenseRetriever", "HybridRetriever", "Match"]
