@@ -39,6 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
         embed_model=Settings.embed_model,
         config=FinetuneConfig(dendrites=0),  # 3 with the extra `dendrites`
         model_output_path=Path(folder) / "tuned",
+        index=index,  # its vectors are read: no passage is embedded again
     )
     result = engine.finetune()
     print(f"\ndev nDCG@10 {result.baseline_score:.3f} → {result.score:.3f}")
