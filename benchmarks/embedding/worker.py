@@ -1,6 +1,6 @@
 """One embedding model in a process of its own, which `benchmarks.embedding` asks for timings.
 
-`python -m benchmarks.embedding_worker NAME FOLDER` loads the model in FOLDER, writes a line of JSON
+`python -m benchmarks.embedding.worker NAME FOLDER` loads the model in FOLDER, writes a line of JSON
 once it has embedded its first text, and then answers lines on standard input. It imports what NAME
 needs and nothing more, so that it runs in any environment that has it.
 """

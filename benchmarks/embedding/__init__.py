@@ -1,0 +1,1 @@
+"""Embedding against the classes it replaces: speed, quality, start and memory."""

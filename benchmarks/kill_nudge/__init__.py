@@ -1,0 +1,1 @@
+"""Kill a process that changes a nudge, again and again, and check what it left."""
