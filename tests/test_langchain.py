@@ -388,6 +388,32 @@ def test_foreign_embeddings():
     np.testing.assert_allclose(store.store[answer]["vector"], base, rtol=1e-6)
 
 
+async def test_query_time(nudgeable, tmp_path):
+    """For a store that cannot be written, retrieved documents are ranked by the moved vectors."""
+    classic = pytest.importorskip("langchain_classic.retrievers")
+    store, dataset, embeddings = nudgeable
+    nudge = NudgePostprocessor(
+        dataset, embeddings=embeddings, config=NudgeConfig(gamma=1.0), state_dir=tmp_path
+    )
+    retriever = classic.ContextualCompressionRetriever(
+        base_compressor=nudge, base_retriever=store.as_retriever(search_kwargs={"k": 2})
+    )
+    assert [document.id for document in retriever.invoke("question")] == ["a", "b"]
+    assert nudge.apply().moved == 1
+    assert store.store["b"]["vector"] == [0.0, 1.0]
+    found = retriever.invoke("question")
+    # The second document turns onto the question; the first keeps its cosine, 0.8.
+    assert [document.id for document in found] == ["b", "a"]
+    assert found[0].metadata == {"page": 7, "relevance_score": pytest.approx(1)}
+    assert found[1].metadata == {"relevance_score": pytest.approx(0.8)}
+    assert store.get_by_ids(["b"])[0].metadata == {"page": 7}
+    nudge.top_n = 1
+    assert [document.id for document in await retriever.ainvoke("question")] == ["b"]
+    nudge.undo()
+    nudge.apply(store)  # in the store: nothing to do at query time
+    assert retriever.invoke("question") == [store.get_by_ids(["b"])[0]]
+
+
 def test_settings_tell_foreign_embeddings_apart():
     """Normalising is another model; a progress bar, a batch size and a client are not."""
 

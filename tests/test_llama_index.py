@@ -24,7 +24,8 @@ from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
     EmbeddingStartEvent,
 )
-from llama_index.core.schema import TextNode
+from llama_index.core.llms import MockLLM
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
@@ -715,3 +716,100 @@ def test_foreign_embedding_model(nudgeable):
     with pytest.raises(ValueError, match="nudged with another encoder"):
         nudge.apply(index)
     assert nudge.undo(index) == 1
+
+
+# NUDGE at query time, for stores that cannot be written
+
+
+def retrieved(index, nudge, top_k: int = 2) -> list[tuple[str, float]]:
+    """What a query engine retrieves with the postprocessor: ids and scores."""
+    engine = index.as_query_engine(
+        llm=MockLLM(), similarity_top_k=top_k, node_postprocessors=[nudge]
+    )
+    return [
+        (node.node_id, pytest.approx(node.score, abs=1e-6))
+        for node in engine.retrieve(QueryBundle("question"))
+    ]
+
+
+def test_query_time(nudgeable):
+    """The store stays as it is; what it found is ranked by the moved vectors, and none embedded."""
+    index, dataset, embed_model = nudgeable
+    nudge = NudgePostprocessor(dataset, embed_model=embed_model, config=NudgeConfig(gamma=1.0))
+    assert retrieved(index, nudge) == [("a", 0.8), ("b", 0.6)]
+    assert nudge.apply().moved == 1
+    assert index.vector_store.get("b") == [0.0, 1.0]
+    asked = embed_model.encoder.backbone.asked
+    asked.clear()
+    # The second document turns onto the question; the first keeps its cosine, 0.8.
+    assert retrieved(index, nudge) == [("b", 1.0), ("a", 0.8)]
+    assert asked == [("query", "question")]  # by the retriever, whose vector is used again
+    nudge.top_n = 1
+    assert retrieved(index, nudge) == [("b", 1.0)]
+    assert nudge.undo() == 1
+    assert retrieved(index, nudge) == [("a", 0.8)]
+
+
+async def test_query_time_with_scores_in_another_unit(nudgeable):
+    """Scores that are no cosines do not mix: candidates are embedded, each once."""
+    _, dataset, embed_model = nudgeable
+    nudge = NudgePostprocessor(dataset, embed_model=embed_model, config=NudgeConfig(gamma=1.0))
+    nudge.apply()
+    asked = embed_model.encoder.backbone.asked
+    for scores, embedded in (((0.99, 0.9), [("document", "first")]), ((None, None), [])):
+        asked.clear()
+        nodes = [
+            NodeWithScore(node=TextNode(id_=id_, text=text), score=score)
+            for id_, text, score in zip("ab", ("first", "second"), scores, strict=True)
+        ]
+        found = await nudge.apostprocess_nodes(nodes, query_str="question")
+        assert [(node.node_id, round(node.score, 6)) for node in found] == [("b", 1.0), ("a", 0.8)]
+        assert asked == [("query", "question"), *embedded]
+
+
+def test_query_time_leaves_a_nudged_store_alone(nudgeable):
+    """After a nudge in the store the postprocessor returns what was retrieved."""
+    index, dataset, embed_model = nudgeable
+    nudge = NudgePostprocessor(dataset, embed_model=embed_model, config=NudgeConfig(gamma=0.1))
+    nudge.apply(index)
+    nodes = index.as_retriever(similarity_top_k=2).retrieve("question")
+    assert nudge.postprocess_nodes(nodes, query_str="question") == nodes
+
+
+def test_query_time_learns_and_forgets_in_another_process(nudgeable, tmp_path):
+    """Observations move documents without a store, and reach an object that is at work."""
+    index, dataset, embed_model = nudgeable
+    settings = {"embed_model": embed_model, "config": NudgeConfig(gamma=0.5)}
+    serving = NudgePostprocessor(dataset, state_dir=tmp_path, **settings)
+    serving.apply()
+    # It turns by acos(1 - .5/2) of the angle acos(.6): cos(acos .6 - acos .75).
+    turned = 0.6 * 0.75 + 0.8 * np.sqrt(1 - 0.75**2)
+    assert retrieved(index, serving)[0] == ("b", turned)
+    other = NudgePostprocessor(dataset, state_dir=str(tmp_path), **settings)
+    other.observe(None, "question", "a", query_id="seen")
+    assert retrieved(index, serving) == [("a", 1.0), ("b", turned)]
+    assert other.forget(None, "seen") == 1
+    assert retrieved(index, serving)[1] == ("a", 0.8)
+    assert other.refresh(corpus={"a": "first"}) == {"deleted": 1, "changed": 0, "moved": 0}
+    assert retrieved(index, serving) == [("a", 0.8), ("b", 0.6)]
+    stranger = NudgePostprocessor(
+        dataset, state_dir=tmp_path, embed_model=LongEmbedding(model_name="long")
+    )
+    other.apply()
+    with pytest.raises(ValueError, match="of another encoder"):
+        retrieved(index, stranger)
+
+
+def test_query_time_warns_of_few_candidates(table_encoder):
+    """Ten candidates of sixty passages are too few to bring an answer up."""
+    encoder = table_encoder({"question": (1, 0), **{f"t{n}": (1, n) for n in range(60)}})
+    embed_model = NexusEmbedding.from_encoder(encoder)
+    nodes = [TextNode(id_=f"t{n}", text=f"t{n}") for n in range(60)]
+    dataset = dataset_from_nodes([("question", "t5")], nodes)
+    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    nudge = NudgePostprocessor(dataset, embed_model=embed_model, config=NudgeConfig(gamma=1.0))
+    nudge.apply()
+    turned = np.cos(np.arctan(5) - np.pi / 3)  # by 60 degrees, acos(1 - 1/2)
+    with pytest.warns(UserWarning, match="got 10 candidates"):
+        assert retrieved(index, nudge, 10)[:2] == [("t0", 1.0), ("t5", turned)]
+    assert len(retrieved(index, nudge, 50)) == 50
