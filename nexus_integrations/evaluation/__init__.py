@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from nexus_integrations.data import RetrievalDataset, near_duplicates
 from nexus_integrations.evaluation.metrics import (
@@ -14,6 +14,11 @@ from nexus_integrations.evaluation.metrics import (
 )
 from nexus_integrations.evaluation.result import Comparison, Evaluation, compare
 from nexus_integrations.protocols import Hits, Retriever, VectorIndex
+from nexus_integrations.retrievers.framework import (
+    FrameworkRetriever,
+    Invokes,
+    Retrieves,
+)
 
 __all__ = [
     "METRICS",
@@ -32,7 +37,7 @@ Search: TypeAlias = Callable[[Sequence[str], int], Hits | Sequence[Sequence[str]
 
 
 def evaluate(
-    retriever: Retriever | Search,
+    retriever: Retriever | Search | Retrieves | Invokes,
     dataset: RetrievalDataset,
     *,
     trained_on: RetrievalDataset | None = None,
@@ -42,10 +47,13 @@ def evaluate(
 ) -> Evaluation:
     """Search with the dataset's questions and score the rankings.
 
-    `retriever` is a `Retriever`, or a function from question texts and k to hits, or to lists of
-    document ids, best first. Metrics are "ndcg@k", "mrr@k", "precision@k" and "recall@k"; recall
-    counts hits over min(k, relevant). With `trained_on`, the training questions, the result counts
-    the questions that nearly repeat one of them.
+    `retriever` is a `Retriever`, a function from question texts and k to hits or to lists of
+    document ids, best first, or a framework's: a LlamaIndex retriever or query engine, or a
+    LangChain retriever (see `FrameworkRetriever`).
+
+    Metrics are "ndcg@k", "mrr@k", "precision@k" and "recall@k"; recall counts hits over
+    min(k, relevant). With `trained_on`, the training questions, the result counts the questions
+    that nearly repeat one of them.
 
     Raises `TypeError` for what cannot search, and `ValueError` for an unknown metric, for a number
     of rankings other than that of the questions and, where the retriever has an index, for a
@@ -89,12 +97,19 @@ def check_relevant_are_stored(index: VectorIndex, *datasets: RetrievalDataset) -
                     )
 
 
-def _search(retriever: Retriever | Search, texts: list[str], depth: int) -> Hits:
-    search = retriever.search if isinstance(retriever, Retriever) else retriever
+def _search(
+    retriever: Retriever | Search | Retrieves | Invokes, texts: list[str], depth: int
+) -> Hits:
+    search: Any = retriever
+    if isinstance(retriever, Retriever):
+        search = retriever.search
+    elif isinstance(retriever, Retrieves | Invokes):
+        search = FrameworkRetriever(retriever).search
     if not callable(search):
         raise TypeError(
             f"a {type(retriever).__name__} cannot search: give a Retriever, such as "
-            "DenseRetriever(index, encoder), or a function from question texts and k to ids"
+            "DenseRetriever(index, encoder), one of LlamaIndex or LangChain, or a function from "
+            "question texts and k to ids"
         )
     found = search(texts, depth)
     # A passage that a list names twice counts once, where it stands first.
