@@ -60,18 +60,19 @@ class RememberingBackbone(TorchBackbone):
             with np.load(path) as file:
                 self._known = dict(zip(file["keys"].tolist(), file["vectors"], strict=True))
 
-    def encode(self, texts: Sequence[str], role: Role) -> Floats:
-        """Return unit vectors, float32 (n, dimension)."""
+    def encode(self, texts: Sequence[str], role: Role) -> tuple[Floats, int]:
+        """Return unit vectors, float32 (n, dimension), and how many new texts were cut off."""
+        truncated = 0
         salt = f"{self.digest}\n{role}\n"
         keys = [hashlib.sha256((salt + text).encode()).hexdigest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
         if new:
-            self._known.update(zip(new, super().encode(list(new.values()), role), strict=True))
+            vectors, truncated = super().encode(list(new.values()), role)
+            self._known.update(zip(new, vectors, strict=True))
             if self._path is not None:
                 kept = list(self._known)
-                vectors = np.stack(list(self._known.values()))
-                np.savez(self._path, keys=kept, vectors=vectors)
-        return np.stack([self._known[key] for key in keys])
+                np.savez(self._path, keys=kept, vectors=np.stack(list(self._known.values())))
+        return np.stack([self._known[key] for key in keys]), truncated
 
 
 def remembering_encoder(model: str | None, path: Path | None) -> DendriticEncoder:

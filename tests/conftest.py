@@ -71,12 +71,9 @@ class TableBackbone:
     def dimension(self) -> int:
         return len(next(iter(self.table.values())))
 
-    def count_truncated(self, texts: Sequence[str]) -> int:
-        return 0
-
-    def encode(self, texts: Sequence[str], role: str) -> Floats:
+    def encode(self, texts: Sequence[str], role: str) -> tuple[Floats, int]:
         self.asked += [(role, text) for text in texts]
-        return np.stack([self.table[text] for text in texts])
+        return np.stack([self.table[text] for text in texts]), 0
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from tiny_runtime import write_tiny_runtime
 
 from nexus_integrations.backends import is_runtime_folder, load_backbone
 from nexus_integrations.backends import onnx as onnx_backend
+from nexus_integrations.backends.batches import batches_by_length, padded, token_batches
+from nexus_integrations.backends.export import export_backbone
 from nexus_integrations.backends.fastest import fastest, fastest_of_model
 from nexus_integrations.backends.folder import (
     GRAPH,
@@ -29,7 +31,7 @@ from nexus_integrations.backends.folder import (
     precise_digest,
     source_digest,
 )
-from nexus_integrations.backends.stream import batches, embed, padded
+from nexus_integrations.backends.stream import embed
 
 TEXTS = ["a", "two words", "line\nbreak", "emoji 😀", "x" * 100, "a"]
 
@@ -42,31 +44,36 @@ def runtime(tmp_path):
 
 
 def test_batches_hold_like_lengths_and_no_more_tokens_than_asked():
-    """Lengths 3, 1, 3, 3, 2 at 6 pieces a batch: two threes, the third, the two, the one."""
-    pieces = [[1] * length for length in (3, 1, 3, 3, 2)]
-    assert list(batches(pieces, 6, 64)) == [[0, 2], [3], [4], [1]]
+    """Lengths 3, 1, 3, 3, 2 at 6 tokens a batch: two threes, the third, the two, the one."""
+    assert list(token_batches((3, 1, 3, 3, 2), 6, 64)) == [[0, 2], [3], [4], [1]]
+
+
+def test_batches_have_no_more_rows_than_asked():
+    """Lengths 1, 5, 1, 1: the five fills a batch of 5, of the ones two share one."""
+    assert list(batches_by_length((1, 5, 1, 1), 5, rows=2)) == [[1], [0, 2], [3]]
+    assert list(batches_by_length((), 5)) == []
 
 
 def test_short_texts_share_a_batch_and_long_ones_do_not():
     """Three quarters of 8 are 6, so 8, 7 and 6 go together, and 5 begins anew; 70 waits for 70, or
     takes 69 along where texts as long as that are padded."""
-    pieces = [[1] * length for length in (70, 69, 8, 5, 6, 7, 70)]
-    assert list(batches(pieces, 1000, 64)) == [[0, 6], [1], [2, 5, 4], [3]]
-    assert list(batches(pieces, 1000, 70)) == [[0, 6, 1], [2, 5, 4], [3]]
+    lengths = (70, 69, 8, 5, 6, 7, 70)
+    assert list(token_batches(lengths, 1000, 64)) == [[0, 6], [1], [2, 5, 4], [3]]
+    assert list(token_batches(lengths, 1000, 70)) == [[0, 6, 1], [2, 5, 4], [3]]
 
 
 def test_lengths_up_to_one_multiple_share_a_batch():
-    """73 to 80 are padded to 80, of what a model of 78 pieces reads; 72 begins anew."""
-    pieces = [[1] * length for length in (72, 78, 73)]
-    assert list(batches(pieces, 1000, 64, 8)) == [[1, 2], [0]]
-    assert padded(pieces[1:], 8, 512)[1].sum(axis=1).tolist() == [78, 73]
-    lengths = [padded(pieces[1:], 8, most)[0].shape[1] for most in (512, 78, 79)]
+    """73 to 80 are padded to 80, of what a model of 78 tokens reads; 72 begins anew."""
+    texts = [[1] * length for length in (72, 78, 73)]
+    assert list(token_batches((72, 78, 73), 1000, 64, 8)) == [[1, 2], [0]]
+    assert padded(texts[1:], 8, 512)[1].sum(axis=1).tolist() == [78, 73]
+    lengths = [padded(texts[1:], 8, most)[0].shape[1] for most in (512, 78, 79)]
     assert lengths == [80, 78, 79]
-    assert padded(pieces[:1], 8, 512)[0].shape == (1, 72)
+    assert padded(texts[:1], 8, 512)[0].shape == (1, 72)
 
 
 def test_padding_by_hand():
-    """What is no piece is 0 in both."""
+    """What is no token is 0 in both."""
     ids, mask = padded([[5, 6], [7, 8, 9]])
     assert ids.tolist() == [[5, 6, 0], [7, 8, 9]]
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
@@ -74,7 +81,7 @@ def test_padding_by_hand():
 
 def test_a_text_longer_than_a_batch_is_one():
     """It cannot be divided."""
-    assert list(batches([[1] * 9, [1] * 9], 4, 64)) == [[0], [1]]
+    assert list(token_batches((9, 9), 4, 64)) == [[0], [1]]
 
 
 def test_equal_texts_are_embedded_once(runtime):
@@ -87,7 +94,7 @@ def test_equal_texts_are_embedded_once(runtime):
         return np.repeat(ids.sum(axis=1, keepdims=True), 2, axis=1).astype(np.float32)
 
     tokenizer = backbone._model.tokenizer
-    found = embed(
+    found, _ = embed(
         ["ab", "c", "ab"], "query", tokenizer, run, dimension=2, batch_tokens=64, padded_to=64
     )
     assert len(seen) == 2
@@ -98,9 +105,9 @@ def test_equal_texts_are_embedded_once(runtime):
 def test_vectors_do_not_depend_on_their_neighbours(runtime):
     """Alone, together, and among 64 others: the same to 1e-6, at length one."""
     backbone = load_backbone(runtime)
-    together = backbone.encode(TEXTS, "document")
-    alone = np.concatenate([backbone.encode([text], "document") for text in TEXTS])
-    among = backbone.encode([*TEXTS, *(f"filler {n}" for n in range(64))], "document")
+    together = backbone.encode(TEXTS, "document")[0]
+    alone = np.concatenate([backbone.encode([text], "document")[0] for text in TEXTS])
+    among = backbone.encode([*TEXTS, *(f"filler {n}" for n in range(64))], "document")[0]
     np.testing.assert_allclose(alone, together, atol=1e-6)
     np.testing.assert_allclose(among[: len(TEXTS)], together, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
@@ -121,7 +128,7 @@ def test_several_batches_run_side_by_side_and_stay_in_order(runtime):
     texts = [letter * length for length in (70, 80, 90, 100) for letter in "ab"]
     tokenizer = load_backbone(runtime)._model.tokenizer
     tokenizer = replace(tokenizer, max_length=0)
-    found = embed(
+    found, _ = embed(
         texts,
         "query",
         tokenizer,
@@ -132,8 +139,8 @@ def test_several_batches_run_side_by_side_and_stay_in_order(runtime):
         runs=2,
         run_beside=run,
     )
-    pieces = tokenizer.pieces(texts, "query")
-    assert found.tolist() == [[text[1], len(text)] for text in pieces]
+    tokens = tokenizer.tokens(texts, "query").ids
+    assert found.tolist() == [[text[1], len(text)] for text in tokens]
     assert len(threads) == 2
     assert threading.get_ident() not in threads
 
@@ -166,9 +173,9 @@ def test_an_error_of_a_batch_ends_the_others(runtime):
 def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, monkeypatch):
     """Six threads with lone texts and lists: runs by all threads and by one share two."""
     backbone = load_backbone(runtime, num_threads=2)
-    expected = backbone.encode(TEXTS, "document")
+    expected = backbone.encode(TEXTS, "document")[0]
     lists = [f"{'word ' * n} {n}" for n in range(1, 40)]
-    of_lists = backbone.encode(lists, "document")
+    of_lists = backbone.encode(lists, "document")[0]
     lock, busy, most = threading.Lock(), [0], [0]
     run_session = onnx_backend.run_session
 
@@ -187,8 +194,8 @@ def test_all_callers_together_use_no_more_threads_than_were_asked_for(runtime, m
 
     def work(number):
         if number % 2:
-            return np.abs(backbone.encode(lists, "document") - of_lists).max()
-        alone = [backbone.encode([text], "document")[0] for text in TEXTS]
+            return np.abs(backbone.encode(lists, "document")[0] - of_lists).max()
+        alone = [backbone.encode([text], "document")[0][0] for text in TEXTS]
         return np.abs(np.stack(alone) - expected).max()
 
     with ThreadPoolExecutor(6) as pool:
@@ -213,14 +220,16 @@ def test_a_lone_text_does_not_wait_for_a_long_list(runtime, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(backbone.encode, [f"text {n}" for n in range(1000, 1100)], "document")
         assert asked.wait(30)
-        backbone.encode(["alone"], "query")
+        backbone.encode(["alone"], "query")[0]
         assert ran.index(backbone._session) < 50
-        assert len(long.result(30)) == 100
+        assert len(long.result(30)[0]) == 100
 
 
 def test_truncated_texts_are_counted(runtime):
-    """33 letters make 33 pieces, one more than is read."""
-    assert load_backbone(runtime).count_truncated(["x" * 32, "x" * 33, "ab"]) == 1
+    """33 letters make 33 tokens, one more than is read; a text that comes twice counts twice."""
+    backbone = load_backbone(runtime)
+    assert backbone.encode(["x" * 32, "x" * 33, "ab", "x" * 33], "query")[1] == 2
+    assert backbone.encode(["x" * 33], "document")[1] == 1
 
 
 def test_a_runtime_folder_says_what_it_does_not_do(runtime):
@@ -231,7 +240,7 @@ def test_a_runtime_folder_says_what_it_does_not_do(runtime):
     with pytest.raises(ValueError, match="was exported in float32 and does not run in int8"):
         load_backbone(runtime, precision="int8")
     with pytest.raises(ValueError, match="int8 is not made of it"):
-        load_backbone(runtime).export(runtime.parent / "other", "int8")
+        export_backbone(load_backbone(runtime), runtime.parent / "other", "int8")
 
 
 def test_mistyped_ways_of_running_are_refused(runtime):
@@ -281,12 +290,12 @@ def test_copies_and_pickles_are_the_process_s_one_backbone(runtime):
 def test_a_fork_embeds(runtime):
     """A session's threads are not copied: the child makes another one."""
     backbone = load_backbone(runtime, num_threads=2)
-    expected = backbone.encode(TEXTS, "query")
+    expected = backbone.encode(TEXTS, "query")[0]
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child():
-        sender.send(backbone.encode(TEXTS, "query"))
+        sender.send(backbone.encode(TEXTS, "query")[0])
 
     process = context.Process(target=child)
     process.start()
@@ -364,7 +373,7 @@ class Way:
 
     def encode(self, texts, role):
         time.sleep(self.seconds)
-        return np.tile([[np.cos(self.angle), np.sin(self.angle)]], (len(texts), 1))
+        return np.tile([[np.cos(self.angle), np.sin(self.angle)]], (len(texts), 1)), 0
 
 
 def test_the_fastest_is_chosen_of_those_that_lose_little():

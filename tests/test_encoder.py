@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nexus_integrations.backends.torch import TorchBackbone, _batches_by_length
+from nexus_integrations.backends.torch import TorchBackbone
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.encoder.head import DendriticHead
 
@@ -81,20 +81,6 @@ def test_no_texts_make_no_rows(tiny):
     assert headed.encode_queries([]).shape == (0, 16)
 
 
-def test_batches_hold_every_row_once():
-    """Batches go from long to short, have at most 64 texts and about 16,384 characters."""
-    texts = ["x" * length for length in [3, 5000, 10, 700, 700, 1, 2000] + [5] * 150]
-    batches = _batches_by_length(texts)
-    rows = [row for batch in batches for row in batch]
-    assert sorted(rows) == list(range(len(texts)))
-    lengths = [len(texts[row]) for row in rows]
-    assert lengths == sorted(lengths, reverse=True)
-    for batch in batches:
-        assert len(batch) <= 64
-        # Beyond 2,048 characters a text is cut off, so it counts as that long.
-        assert len(batch) * min(max(len(texts[row]) for row in batch), 2048) <= 16_384
-
-
 def test_heads_act_on_their_role_alone(tiny):
     """A query head maps queries as its transform does, and leaves documents bit for bit."""
     head = make_head()
@@ -132,23 +118,35 @@ def test_what_is_no_list_of_texts_is_refused(tiny, encode):
 # Warnings.
 
 
-def test_truncation_is_counted_and_warned_of_once(tiny):
-    """31 letters with [CLS] and [SEP] are 33 pieces, one above 32; 30 letters fit."""
-    with pytest.warns(UserWarning, match="1 of the texts are longer than 32 word pieces") as seen:
+def test_truncation_is_counted_and_warned_of(tiny):
+    """31 letters with [CLS] and [SEP] are 33 tokens, one above 32; 30 letters fit."""
+    with pytest.warns(UserWarning, match="some of the texts are longer than 32 tokens") as seen:
         tiny.encode_queries(["a" * 30, "a" * 31])
     assert len(seen) == 1
     assert seen[0].filename == __file__  # it points at the caller
+    with pytest.warns(UserWarning, match="longer than 32 tokens"):
+        found = tiny.encode(["b" * 50, "b c " * 50, "d", ""], "document")
+    assert (found.truncated, found.blank) == (2, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tiny.encode_documents(["b" * 50, "b c " * 50, "d"])
-    assert tiny.truncated == 3
+        assert tiny.encode(["d"], "query")[1:] == (0, 0)
 
 
-def test_truncation_counts_pieces_not_characters(tiny):
-    """20 and 11 Hangul syllables are 60 and 33 pieces, but 39 and 21 characters."""
+def test_python_shows_a_warning_once_for_a_place(tiny):
+    """A server that meets long texts all day fills no log."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for count in (1, 2, 3):
+            tiny.encode_queries(["a" * 31] * count)
+    assert len(seen) == 1
+
+
+def test_truncation_counts_tokens_not_characters(tiny):
+    """20 and 11 Hangul syllables are 60 and 33 tokens, but 39 and 21 characters."""
     hangul = "\ud55c"
-    with pytest.warns(UserWarning, match="2 of the texts are longer"):
-        tiny.encode_queries([" ".join([hangul] * 20), " ".join([hangul] * 11), "a"])
+    with pytest.warns(UserWarning, match="some of the texts are longer"):
+        found = tiny.encode([" ".join([hangul] * 20), " ".join([hangul] * 11), "a"], "query")
+    assert found.truncated == 2
 
 
 def test_the_rest_of_a_long_text_is_cut_off(tiny):
@@ -159,32 +157,27 @@ def test_the_rest_of_a_long_text_is_cut_off(tiny):
     np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
 
 
-def test_blank_texts_are_embedded_with_one_warning(tiny):
+def test_blank_texts_are_embedded_with_a_warning(tiny):
     """Unit vectors without NaN, and a warning without the texts."""
-    with pytest.warns(UserWarning, match="2 of the texts are blank"):
-        vectors = tiny.encode_queries(["", "a", "  \n"])
+    with pytest.warns(UserWarning, match="some of the texts are blank"):
+        vectors, _, blank = tiny.encode(["", "a", "  \n"], "query")
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tiny.encode_documents([""])
+    assert blank == 2
 
 
 def test_lone_surrogates_are_read_as_the_replacement_character(tiny):
     """ "a\\ud800b" is read as "a\\ufffdb"; a pair in two halves is one character and no loss."""
-    with pytest.warns(UserWarning, match="1 of the texts hold lone surrogates"):
+    with pytest.warns(UserWarning, match="some of the texts hold lone surrogates"):
         vectors = tiny.encode_queries(["a\ud800b", "a\ufffdb"])
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tiny.encode_documents(["\udc00 again"])
 
 
 def test_a_text_of_100000_characters(tiny):
     """It is cut off like any other."""
     with pytest.warns(UserWarning, match="longer than"):
-        vectors = tiny.encode_documents(["word " * 20_000, "a"])
+        vectors, truncated, _ = tiny.encode(["word " * 20_000, "a"], "document")
     assert np.isfinite(vectors).all()
-    assert tiny.truncated == 1
+    assert truncated == 1
 
 
 # Prompts.

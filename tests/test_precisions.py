@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from nexus_integrations import DendriticEncoder
 from nexus_integrations.backends import load_backbone
+from nexus_integrations.backends.export import export_backbone
 from nexus_integrations.backends.fastest import sample_texts
 from nexus_integrations.backends.folder import PROBE, RUNTIME_MANIFEST
 from nexus_integrations.backends.int8 import (
@@ -156,7 +157,7 @@ def test_a_model_that_would_lose_too_much_is_not_quantised(tiny_model, tmp_path,
     monkeypatch.setattr("nexus_integrations.backends.int8.NEGLIGIBLE", 1.1)
     monkeypatch.setattr("nexus_integrations.backends.int8._AIM", 1.1)
     with pytest.raises(ValueError, match=r"loses too much in int8"):
-        load_backbone(folder, backend="torch").export(tmp_path / "exported", "int8")
+        export_backbone(load_backbone(folder, backend="torch"), tmp_path / "exported", "int8")
 
 
 def test_rounding_is_made_good_by_the_rows_to_come():

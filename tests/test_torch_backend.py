@@ -87,10 +87,10 @@ def fail(*_):
 def test_layers_stay_where_packed_ones_do_not_serve(tiny_model, monkeypatch, name, instead):
     """A processor without bfloat16, a model that fails and one that gives other vectors."""
     model = DendriticEncoder.load(tiny_model, backend="torch", precision="bfloat16").backbone
-    expected = model.encode(TEXTS, "document")
+    expected = model.encode(TEXTS, "document")[0]
     monkeypatch.setattr(bfloat16, name, instead)
     usual = TorchBackbone(model.model, precision="bfloat16")
-    found = usual.encode(TEXTS, "document")
+    found = usual.encode(TEXTS, "document")[0]
     monkeypatch.undo()
     bfloat16._set_attention(torch.nn.Identity())  # transformers keeps the last one of a name
     assert (found * expected).sum(axis=1).min() > 0.9999
@@ -105,7 +105,7 @@ def test_batches_run_side_by_side_on_a_thread_each(tiny_model, monkeypatch, prec
     monkeypatch.setattr(torch_backend, "_BATCH_TOKENS", {True: 1})  # a batch of each text
     backbone = TorchBackbone.load(tiny_model, precision=precision, num_threads=2)
     texts = [f"text {n}" for n in range(40)]
-    expected = np.concatenate([backbone.encode([text], "document") for text in texts])
+    expected = np.concatenate([backbone.encode([text], "document")[0] for text in texts])
     before = torch.get_num_threads()
     compute, together, threads = backbone._compute, threading.Barrier(2, timeout=30), []
 
@@ -115,7 +115,7 @@ def test_batches_run_side_by_side_on_a_thread_each(tiny_model, monkeypatch, prec
         return compute(ids, mask)
 
     monkeypatch.setattr(backbone, "_compute", watched)
-    found = backbone.encode(texts, "document")
+    found = backbone.encode(texts, "document")[0]
     np.testing.assert_allclose(found, expected, atol=1e-6 if precision == "float32" else 0.02)
     assert len({thread for thread, _ in threads}) == 2
     assert {number for _, number in threads} == {1}

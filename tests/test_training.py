@@ -566,9 +566,9 @@ import numpy as np
 from nexus_integrations import DendriticEncoder, FinetuneConfig, RetrievalDataset, finetune
 class Backbone:
     dimension, max_length, digest = 2, 9, "x"
-    def count_truncated(self, texts): return 0
     def encode(self, texts, role):
-        return np.array([[1, 0] if text == "a" else [0, 1] for text in texts], dtype=np.float32)
+        rows = [[1, 0] if text == "a" else [0, 1] for text in texts]
+        return np.array(rows, dtype=np.float32), 0
 data = RetrievalDataset(
     queries={"q": "a", "r": "b"}, corpus={"d": "b", "e": "a"},
     relevant_docs={"q": ["d"], "r": ["e"]},

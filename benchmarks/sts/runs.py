@@ -175,6 +175,6 @@ class _Remembering:
     def encode(self, texts: Sequence[str], role: Role) -> Floats:
         new = [text for text in dict.fromkeys(texts) if (role, text) not in self._known]
         if new:
-            for text, vector in zip(new, self.backbone.encode(new, role), strict=True):
+            for text, vector in zip(new, self.backbone.encode(new, role)[0], strict=True):
                 self._known[role, text] = vector
         return np.stack([self._known[role, text] for text in texts])

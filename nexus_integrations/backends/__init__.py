@@ -44,7 +44,7 @@ class Backbone(Protocol):
 
     @property
     def max_length(self) -> int:
-        """How many word pieces of a text are read; the rest is cut off."""
+        """How many tokens of a text are read; the rest is cut off."""
 
     @property
     def digest(self) -> str:
@@ -58,26 +58,17 @@ class Backbone(Protocol):
     def float32_digest(self) -> str:
         """The `digest` that this model has in float32."""
 
-    def count_truncated(self, texts: Sequence[str]) -> int:
-        """Return how many texts are longer than `max_length` word pieces."""
+    def encode(self, texts: Sequence[str], role: Role) -> tuple[Floats, int]:
+        """Return unit vectors, float32 (n, dimension), and how many texts were cut off.
 
-    def encode(self, texts: Sequence[str], role: Role) -> Floats:
-        """Return unit vectors, float32 (n, dimension)."""
+        A text is cut off when it has more than `max_length` tokens under the role's prompt.
+        """
 
     def save(self, folder: Path) -> None:
         """Write what `load_backbone` reads, into a new folder.
 
         A model's folder in its own precision, float32, whatever this runs in; from a runtime
         folder, a copy of it.
-        """
-
-    def export(self, folder: Path, precision: Precision | None = None) -> None:
-        """Write a runtime folder, which runs by ONNX Runtime alone, into a new folder.
-
-        `precision` is "float32" or "int8", by default the backbone's own, and "auto" the one that
-        is faster here at a negligible loss. Raises `ImportError` where PyTorch, onnx or onnxscript
-        is missing, and `ValueError` for a model that cannot be exported and for bfloat16, which
-        ONNX Runtime has no CPU kernels for.
         """
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nexus_integrations.backends.export import UnitVectors
+from nexus_integrations.backends.model import UnitVectors
 
 _ATTENTION = "nexus_bfloat16"
 _ROWS = 256  # of an input that weights are laid out for; for others from 16 on it is the same

@@ -104,6 +104,11 @@ def read_runtime(folder: Path) -> RuntimeModel:
         raise ValueError(f"{path} is damaged: {error!r}") from None
 
 
+def copy_runtime(source: Path, target: Path) -> None:
+    """Copy a runtime folder's files into a new folder or an empty one."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
 def cached_runtime(
     source: Path, precision: Literal["float32", "int8"], make: Callable[[Path], None]
 ) -> tuple[Path, RuntimeModel, bool]:

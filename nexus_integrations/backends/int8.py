@@ -20,10 +20,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from nexus_integrations.backends.batches import padded
 from nexus_integrations.backends.fastest import NEGLIGIBLE, sample_texts
 from nexus_integrations.backends.folder import GRAPH, WEIGHTS
 from nexus_integrations.backends.session import open_session, run_session
-from nexus_integrations.backends.stream import padded
 from nexus_integrations.backends.tokens import TextTokenizer
 from nexus_integrations.protocols import Floats, Integers
 
@@ -112,9 +112,8 @@ def quantise_graph(folder: Path, tokenizer: TextTokenizer) -> float:
 
 def _texts(tokenizer: TextTokenizer) -> list[list[int]]:
     documents, queries = sample_texts()
-    return tokenizer.pieces(documents, "document") + tokenizer.pieces(
-        queries[: len(documents)], "query"
-    )
+    queries = queries[: len(documents)]
+    return tokenizer.tokens(documents, "document").ids + tokenizer.tokens(queries, "query").ids
 
 
 def _strange(texts: Sequence[list[int]], words: Sequence[int]) -> list[list[int]]:

@@ -1,31 +1,16 @@
 """Which backend runs a folder, and the process's one backbone of each."""
 
-import os
-import threading
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
-from weakref import WeakValueDictionary
+from typing import Literal, get_args
 
 from nexus_integrations.backends import Backbone, Backend, Precision, is_runtime_folder
 from nexus_integrations.backends.fastest import fastest_of_model
+from nexus_integrations.backends.folder import cached_runtime
+from nexus_integrations.backends.process import folder_version, shared
 from nexus_integrations.extras import extra
-
-
-class _Process:
-    """What belongs to one process: a fork has locks of its own."""
-
-    def __init__(self) -> None:
-        self.loading = threading.Lock()
-
-
-_process = _Process()
-_loaded: "WeakValueDictionary[tuple[Any, ...], Any]" = WeakValueDictionary()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_process.__init__)  # type: ignore[misc]
 
 
 def load(
@@ -71,7 +56,7 @@ def _runtime(
             "the model that it was exported from"
         )
     backbone = _shared(
-        ("runtime", num_threads, *_version(folder)), lambda: OnnxBackbone.load(folder, num_threads)
+        ("runtime", num_threads), folder, lambda: OnnxBackbone.load(folder, num_threads)
     )
     if precision not in (None, "auto", backbone.precision):
         raise ValueError(
@@ -86,26 +71,37 @@ def _torch(folder: Path, precision: Precision, device: str, num_threads: int | N
         from nexus_integrations.backends.torch import TorchBackbone
     if precision == "int8":
         raise ValueError('int8 runs by ONNX Runtime on the CPU: give backend="onnx" or "auto"')
-    return TorchBackbone.load(
+    exact: Literal["float32", "bfloat16"] = "bfloat16" if precision == "bfloat16" else "float32"
+    return _shared(
+        ("torch", device, exact, num_threads),
         folder,
-        device,
-        precision="bfloat16" if precision == "bfloat16" else "float32",
-        num_threads=num_threads,
+        lambda: TorchBackbone.load(folder, device, precision=exact, num_threads=num_threads),
     )
 
 
 def _onnx(folder: Path, precision: Precision, num_threads: int | None) -> Backbone:
+    """Run a model's folder by its graph, which is made on first use and kept in the cache."""
     from nexus_integrations.backends.onnx import OnnxBackbone
 
     if precision == "bfloat16":
         raise ValueError(
             'ONNX Runtime has no CPU kernels for bfloat16: give backend="torch" or "auto"'
         )
-    chosen: Literal["float32", "int8"] = "int8" if precision == "int8" else "float32"
-    return _shared(
-        ("onnx", chosen, num_threads, *_version(folder)),
-        lambda: OnnxBackbone.of_model(folder, chosen, num_threads),
-    )
+    exact: Literal["float32", "int8"] = "int8" if precision == "int8" else "float32"
+
+    def export(draft: Path) -> None:
+        with extra("train"):
+            from nexus_integrations.backends.export import export_backbone
+            from nexus_integrations.backends.torch import TorchBackbone
+        export_backbone(TorchBackbone.load(folder), draft, exact)
+
+    def make() -> Backbone:
+        runtime, model, temporary = cached_runtime(folder, exact, export)
+        return OnnxBackbone(
+            runtime, model, folder=folder, num_threads=num_threads, temporary=temporary
+        )
+
+    return _shared(("onnx", exact, num_threads), folder, make)
 
 
 def _chosen(folder: Path, precision: Precision, num_threads: int | None) -> Backbone:
@@ -117,26 +113,18 @@ def _chosen(folder: Path, precision: Precision, num_threads: int | None) -> Back
     except (ImportError, ValueError):
         if precision == "int8":
             raise
-        # No exporter, or a model that is none of its kind; a folder without a model fails below.
+        # No exporter, or a model that cannot be exported; a folder without a model fails below.
         return _torch(folder, precision, "cpu", num_threads)
 
 
-def _shared(key: tuple[Any, ...], make: Callable[[], Backbone]) -> Backbone:
-    with _process.loading:
-        backbone: Backbone | None = _loaded.get(key)
-        if backbone is None:
-            new = make()
-            # A copy in another folder, as a saved encoder has one, is the same backbone.
-            way = key[:-3]
-            same = (
-                b for k, b in _loaded.items() if k[: len(way)] == way and b.digest == new.digest
-            )
-            backbone = _loaded[key] = next(same, new)
-        return backbone
+def _shared(way: tuple[object, ...], folder: Path, make: Callable[[], Backbone]) -> Backbone:
+    """Return the process's one backbone of what a folder holds now, run in this way.
 
+    A copy in another folder, as a saved encoder has one, is the same backbone.
+    """
 
-def _version(folder: Path) -> tuple[str, int, int]:
-    """Tell the states of a folder apart: files that changed in place are another model."""
-    stamps = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    changed = max((stamp.st_mtime_ns for stamp in stamps), default=0)
-    return str(folder.resolve()), sum(stamp.st_size for stamp in stamps), changed
+    def of_digest() -> Backbone:
+        new = make()
+        return shared((*way, new.digest), lambda: new)
+
+    return shared((*way, folder_version(folder)), of_digest)

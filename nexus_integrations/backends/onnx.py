@@ -11,21 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file
 
-from nexus_integrations.backends import Precision, Role, load_backbone
+from nexus_integrations.backends import Role, load_backbone
 from nexus_integrations.backends.folder import (
     GRAPH,
     PROBE,
     RuntimeModel,
-    cached_runtime,
     read_runtime,
 )
 from nexus_integrations.backends.session import open_session, run_session
 from nexus_integrations.backends.stream import embed
 from nexus_integrations.backends.threads import Turns, cores
-from nexus_integrations.extras import extra
 from nexus_integrations.protocols import Floats, Integers
 
-# Word pieces of a batch. More fill the second-level cache of a core and gain nothing.
+# Tokens of a batch. More fill the second-level cache of a core and gain nothing.
 _BATCH_TOKENS = 512
 
 # Longer texts are not padded: attention takes longer with a mask, and one of them fills a core.
@@ -42,7 +40,7 @@ _inherited: list[Any] = []
 class OnnxBackbone:
     """A backbone's graph in ONNX Runtime, on the CPU.
 
-    A lone batch is computed by all threads together; of several each has a thread of its own, and
+    All threads together compute a lone batch; each of several batches has a thread of its own, and
     as many run as there are threads, whoever calls. A fork starts with sessions of its own.
     """
 
@@ -56,11 +54,17 @@ class OnnxBackbone:
         *,
         folder: Path | None = None,
         num_threads: int | None = None,
+        temporary: bool = False,
     ) -> None:
-        """Load the graph of a runtime folder; `folder` is the model's, where it was made of one."""
+        """Load the graph of a runtime folder, which is removed in the end where it is `temporary`.
+
+        `folder` is the model's folder, where the graph was made from one.
+        """
         self.folder = folder if folder is not None else runtime
+        self.runtime = runtime
         self.num_threads = num_threads
-        self._runtime = runtime
+        if temporary:
+            weakref.finalize(self, _remove, runtime, os.getpid())
         self._model = model
         self._session: Any = None
         self._one: Any = None
@@ -77,30 +81,6 @@ class OnnxBackbone:
         """
         return cls(folder, read_runtime(folder), num_threads=num_threads)
 
-    @classmethod
-    def of_model(
-        cls,
-        folder: Path,
-        precision: Literal["float32", "int8"],
-        num_threads: int | None = None,
-    ) -> "OnnxBackbone":
-        """Load a model's folder, its graph from the cache, where it is made on first use.
-
-        Raises `ImportError` where PyTorch, onnx or onnxscript is missing and there is no graph yet,
-        and `ValueError` for a model that cannot be exported.
-        """
-
-        def make(draft: Path) -> None:
-            with extra("train"):
-                from nexus_integrations.backends.torch import TorchBackbone
-            TorchBackbone.load(folder).export(draft, precision)
-
-        runtime, model, temporary = cached_runtime(folder, precision, make)
-        backbone = cls(runtime, model, folder=folder, num_threads=num_threads)
-        if temporary:
-            weakref.finalize(backbone, _remove, runtime, os.getpid())
-        return backbone
-
     @property
     def precision(self) -> Literal["float32", "int8"]:
         """What it computes in."""
@@ -113,7 +93,7 @@ class OnnxBackbone:
 
     @property
     def max_length(self) -> int:
-        """How many word pieces of a text are read; the rest is cut off."""
+        """How many tokens of a text are read; the rest is cut off."""
         return self._model.tokenizer.max_length
 
     @property
@@ -126,12 +106,8 @@ class OnnxBackbone:
         """The `digest` that this model has in float32."""
         return self._model.float32_digest
 
-    def count_truncated(self, texts: Sequence[str]) -> int:
-        """Return how many texts are longer than `max_length` word pieces."""
-        return self._model.tokenizer.count_truncated(texts)
-
-    def encode(self, texts: Sequence[str], role: Role) -> Floats:
-        """Return unit vectors, float32 (n, dimension), under the role's prompt."""
+    def encode(self, texts: Sequence[str], role: Role) -> tuple[Floats, int]:
+        """Return unit vectors, float32 (n, dimension), and how many texts were cut off."""
         if self._process != os.getpid():  # a fork copies a session without its threads
             self._begin_process()
         return embed(
@@ -148,26 +124,10 @@ class OnnxBackbone:
 
     def save(self, folder: Path) -> None:
         """Write the model's folder in float32, or a copy of the runtime folder."""
-        if self.folder == self._runtime:
-            shutil.copytree(self._runtime, folder)
+        if self.folder == self.runtime:
+            shutil.copytree(self.runtime, folder)
         else:
-            self._as_torch().save(folder)
-
-    def export(self, folder: Path, precision: Precision | None = None) -> None:
-        """Write a runtime folder; one of another precision takes PyTorch and the model's folder."""
-        if precision in (None, self.precision):
-            shutil.copytree(self._runtime, folder, dirs_exist_ok=True)
-        elif self.folder == self._runtime:
-            raise ValueError(
-                f"{self.folder} was exported in {self.precision}, and {precision} is not made of "
-                "it: export the model that it was made from"
-            )
-        else:
-            self._as_torch().export(folder, precision)
-
-    def _as_torch(self) -> Any:
-        with extra("train"):
-            return load_backbone(self.folder, backend="torch", precision="float32")
+            load_backbone(self.folder, backend="torch", precision="float32").save(folder)
 
     def _run(self, ids: Integers, mask: Integers) -> Floats:
         """Run a batch by all threads."""
@@ -182,19 +142,19 @@ class OnnxBackbone:
     def _session_of_one(self) -> Any:
         with self._making:
             if self._one is None:
-                self._one = open_session(self._runtime / GRAPH, 1)
+                self._one = open_session(self.runtime / GRAPH, 1)
             return self._one
 
     def _begin_process(self) -> None:
         self._turns = Turns(self.num_threads or cores())
         self._making = threading.Lock()
         _inherited.extend([self._session, self._one])
-        self._session = open_session(self._runtime / GRAPH, self._turns.threads)
+        self._session = open_session(self.runtime / GRAPH, self._turns.threads)
         self._one = None
         self._process = os.getpid()
 
     def _check_probe(self) -> None:
-        probe = load_file(self._runtime / PROBE)
+        probe = load_file(self.runtime / PROBE)
         found = self._run(probe["input_ids"], np.ones_like(probe["input_ids"]))
         cosine = float((found * probe["vectors"]).sum(axis=1).min())
         if not cosine >= _SAME:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,18 @@ _MANIFEST = "nexus.json"
 _BACKBONE = "backbone"
 _FORMAT = "nexus-encoder"
 _VERSION = 1
+
+
+class Encoded(NamedTuple):
+    """What texts became.
+
+    `vectors` are float32 (n, dimension), one unit row per text. `truncated` texts were longer than
+    the model reads and cut off; `blank` texts hold no character but blanks.
+    """
+
+    vectors: Floats
+    truncated: int
+    blank: int
 
 
 class DendriticEncoder:
@@ -61,9 +73,6 @@ class DendriticEncoder:
         self.backbone = backbone
         self.query_head = query_head
         self.document_head = document_head
-        self.truncated = 0
-        """How many of the texts given so far were longer than `max_length` and cut off."""
-        self._warned: set[str] = set()
 
     @classmethod
     def load(
@@ -121,7 +130,7 @@ class DendriticEncoder:
 
     @property
     def max_length(self) -> int:
-        """How many word pieces of a text are read; the rest is cut off."""
+        """How many tokens of a text are read; the rest is cut off."""
         return self.backbone.max_length
 
     @property
@@ -147,39 +156,46 @@ class DendriticEncoder:
         return _digest(self.backbone.float32_digest, self.query_head, self.document_head)
 
     def encode_queries(self, texts: Sequence[str]) -> Floats:
-        """Return one unit row per query: float32 (n, dimension).
-
-        Raises `TypeError` for a bare string and for an item that is not text. Blank texts, lone
-        surrogates (read as U+FFFD) and texts longer than `max_length` are embedded, with one
-        warning of each kind.
-        """
-        vectors = self.backbone_vectors(texts, "query")
-        return vectors if self.query_head is None else self.query_head.transform(vectors)
+        """Return one unit row per query: float32 (n, dimension); as `encode` otherwise."""
+        return self._encode(texts, "query").vectors
 
     def encode_documents(self, texts: Sequence[str]) -> Floats:
-        """Return one unit row per document: float32 (n, dimension); otherwise as queries."""
-        vectors = self.backbone_vectors(texts, "document")
-        return vectors if self.document_head is None else self.document_head.transform(vectors)
+        """Return one unit row per document: float32 (n, dimension); as `encode` otherwise."""
+        return self._encode(texts, "document").vectors
+
+    def encode(self, texts: Sequence[str], role: Role) -> Encoded:
+        """Return one unit row per text of a role, and how many texts were cut off or are blank.
+
+        Raises `TypeError` for a bare string and for an item that is not text. Blank texts, lone
+        surrogates (read as U+FFFD) and texts longer than `max_length` are embedded, with a warning
+        of each kind.
+        """
+        return self._encode(texts, role)
 
     def backbone_vectors(self, texts: Sequence[str], role: Role) -> Floats:
         """Return the backbone's unit vectors, float32 (n, dimension), before any head."""
+        return self._encode(texts, role, heads=False).vectors
+
+    def _encode(self, texts: Sequence[str], role: Role, heads: bool = True) -> Encoded:
         if not isinstance(texts, (str, bytes)):
             texts = list(texts)  # a generator can be read once
         check_texts(texts)
         readable = [_readable(text) for text in texts]
-        changed = sum(a != b for a, b in zip(texts, readable, strict=True))
         blank = sum(not text.strip() for text in readable)
-        truncated = self.backbone.count_truncated(readable)
-        self.truncated += truncated
-        self._warn_once("surrogate", changed, "hold lone surrogates, which are read as U+FFFD")
-        self._warn_once("blank", blank, "are blank: their vectors mean nothing")
-        self._warn_once(
-            "truncated",
-            truncated,
-            f"are longer than {self.max_length} word pieces, of which alone a vector is made; "
-            "the encoder's `truncated` goes on counting",
-        )
-        return self.backbone.encode(readable, role)
+        vectors, truncated = self.backbone.encode(readable, role)
+        # Messages without numbers: Python shows each of them once for a place in the code.
+        if readable != texts:
+            _warn("hold lone surrogates, which are read as U+FFFD")
+        if blank:
+            _warn("are blank: their vectors mean nothing")
+        if truncated:
+            _warn(
+                f"are longer than {self.max_length} tokens and were cut off; `encode` counts them"
+            )
+        head = self.query_head if role == "query" else self.document_head
+        if heads and head is not None:
+            vectors = head.transform(vectors)
+        return Encoded(vectors, truncated, blank)
 
     def with_heads(
         self, *, query_head: DendriticHead | None, document_head: DendriticHead | None
@@ -210,12 +226,14 @@ class DendriticEncoder:
         `precision` is "float32", "int8" or "auto", by default the encoder's own. The folder appears
         whole or not at all; one that an encoder was exported to is replaced. Raises
         `FileExistsError` for a folder that holds something else, a saved encoder too, whose weights
-        it would replace; else what `Backbone.export` raises.
+        it would replace; else what `export_backbone` raises.
         """
         target = Path(folder)
         if target.exists() and any(target.iterdir()) and not is_runtime_folder(target / _BACKBONE):
             raise FileExistsError(f"{target} holds something other than an exported encoder")
-        self._write(target, partial(self.backbone.export, precision=precision))
+        from nexus_integrations.backends.export import export_backbone
+
+        self._write(target, partial(export_backbone, self.backbone, precision=precision))
 
     def _write(
         self,
@@ -306,10 +324,9 @@ class DendriticEncoder:
         plain = SentenceTransformer(modules=modules, prompts=prompts)
         TorchBackbone(plain).save(Path(folder))
 
-    def _warn_once(self, kind: str, count: int, what: str) -> None:
-        if count and kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(f"{count} of the texts {what}", UserWarning, stacklevel=4)
+
+def _warn(what: str) -> None:
+    warnings.warn(f"some of the texts {what}", UserWarning, stacklevel=4)
 
 
 def _digest(backbone: str, *heads: DendriticHead | None) -> str:

@@ -42,14 +42,8 @@ class Job(NamedTuple):
     def embed(self, number: int, encoder: DendriticEncoder) -> Done:
         """Read, embed and write a shard; doing it twice equals doing it once."""
         ids, texts = self.plan.read(number)
-        before = encoder.truncated
-        encode = (
-            encoder.encode_queries
-            if self.plan.identity["role"] == "query"
-            else encoder.encode_documents
-        )
-        vectors = encode(texts)
-        part = Part(ids, vectors, encoder.truncated - before)
+        vectors, truncated, _ = encoder.encode(texts, self.plan.identity["role"])
+        part = Part(ids, vectors, truncated)
         write_part(self._path(number), part, self.plan.signature)
         return Done(number, len(ids), part.truncated)
 

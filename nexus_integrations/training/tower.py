@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nexus_integrations.backends import Role
-from nexus_integrations.backends.torch import TorchBackbone, without_progress_bars
+from nexus_integrations.backends.model import without_progress_bars
+from nexus_integrations.backends.torch import TorchBackbone
 
 # Batches of like length are cut from this many batches' items at a time: enough for little
 # padding, few enough that a batch stays a random draw.
