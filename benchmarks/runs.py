@@ -127,7 +127,7 @@ class Bench:
                 )
             stages[NUDGED] = evaluate(DenseRetriever(index, tuned), corpus.test)
             row |= {"gamma": report.gamma, "nudge_seconds": round(report.seconds, 2)}
-        return {**row, **_figures(stages)}
+        return {**row, **figures(stages)}
 
     def _base(self) -> Row:
         index, corpus = self.test_index, self.corpus
@@ -139,7 +139,7 @@ class Bench:
                 stages[name] = evaluate(DenseRetriever(index, self.encoder), corpus.test)
                 seconds[solver] = round(report.seconds, 2)
                 report.undo(index)
-        return {"seconds": 0.0, "nudge_seconds": seconds, **_figures(stages)}
+        return {"seconds": 0.0, "nudge_seconds": seconds, **figures(stages)}
 
     def _finetuned(self, config: FinetuneConfig, then: FinetuneConfig | None) -> Row:
         corpus = self.corpus
@@ -188,7 +188,8 @@ def _used() -> tuple[float, float]:
     return perf_counter(), sum(os.times()[:4])
 
 
-def _figures(stages: dict[str, Evaluation]) -> Row:
+def figures(stages: dict[str, Evaluation]) -> Row:
+    """Return the test figures of each stage, and nDCG@10 of each question."""
     return {
         "test": {
             stage: {metric: round(value, 5) for metric, value in found.metrics.items()}

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from benchmarks import hybrid_page
+from benchmarks.corpora import Corpus
 from benchmarks.fusion import RankFusion
+from benchmarks.hybrid import HybridBench
+from benchmarks.record import read_rows
 from nexus_integrations.protocols import Hits
 
 FIRST = ["a", "b", "c", "d"]
@@ -77,3 +81,36 @@ def test_fusion_as_langchain(order):
     found = EnsembleRetriever(retrievers=[Fixed(ids=ids) for ids in order]).invoke("q")
     ours = RankFusion([Listed(ids) for ids in order], "LangChain", 4).search(["q"], 10)
     assert ours.ids == [[document.id for document in found]]
+
+
+@pytest.fixture
+def bench(clinic, clinic_encoder, tmp_path):
+    """The demo corpus as the benchmark's."""
+    train, dev, test = clinic
+    corpus = Corpus(name="clinic", train=train, dev=dev, test=test)
+    return HybridBench(corpus, clinic_encoder, tmp_path / "rows.jsonl")
+
+
+def test_peers_are_measured_once_and_the_page_says_their_rows(bench, tmp_path):
+    """The page has a line for each system, with the row's value; rows hold no text."""
+    for system in [*hybrid_page.PEERS, hybrid_page.LEARNED]:
+        row = bench.run(system, None)
+        assert bench.run(system, None) == row
+    rows = read_rows(bench.path)
+    assert [row["recipe"] for row in rows] == [*hybrid_page.PEERS, hybrid_page.LEARNED]
+    page = hybrid_page.page(rows, "rows")
+    for row in rows:
+        value = row["test"][row["recipe"]]["ndcg@10"]
+        assert f"| clinic | {row['recipe']} | {value:.4f} |" in page
+    hybrid_page.draw(rows, tmp_path / "rows.svg")
+    assert (tmp_path / "rows.svg").read_text().startswith("<?xml")
+    content = bench.path.read_text()
+    for text in [*bench.corpus.test.queries.values(), *bench.corpus.train.corpus.values()]:
+        assert text not in content
+
+
+def test_words_learn_from_train_and_dev_alone(bench):
+    """No test question is among the questions that passages learned."""
+    words = bench.learned_words()
+    assert words.learned == {*bench.corpus.train.queries, *bench.corpus.dev.queries}
+    assert words.learned.isdisjoint(bench.corpus.test.queries)
