@@ -129,7 +129,7 @@ def test_passages_of_one_side_alone():
     words = LexicalIndex()
     words.add(["words", "gone", "both"], ["red fish", "red fish red fish", "red bird"])
     hybrid = made(0.75, lexical=words)
-    assert hybrid.search([QUESTION], 10).ids == [["both", "near", "words", "far"]]
+    assert hybrid.search([QUESTION], 10).ids == [["near", "both", "words", "far"]]
     assert made(math.inf, lexical=words).search([QUESTION], 10).ids == [["words", "both"]]
     assert hybrid.coverage() == (2, 2, 1)
 
