@@ -3,16 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Threads that spin while they wait make a busy machine many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Two workers, each with one half of the tests; the one that is done first takes of the other's.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-milvus test-matrix test-install bench-peers check docs build browser clean
+.PHONY: demo test test-milvus test-versions test-extras bench-peers check docs build system clean
 
 demo: .venv/installed-demo
 	$(BIN)/nexus demo --output nexus-demo
 
-# The whole suite: style, types, tests. CI runs exactly this.
+# The whole suite: style, types, imports, tests. CI runs exactly this.
 test: check test-milvus .venv/installed-runtime
-	$(BIN)/python -m pytest -k 'not milvus'
-	.ci/matrix 3.10-oldest 3.13-newest
+	$(PYTEST) -k 'not milvus'
+	$(BIN)/nox --session "versions-3.10(oldest)" "versions-3.13(newest)"
 
 # Milvus has processes of its own: Milvus Lite goes on logging to standard error of the process it
 # runs in, and LlamaIndex's Milvus store wants pymilvus<3 where LangChain's wants 3. The former's
@@ -21,21 +23,19 @@ test-milvus: .venv/installed-milvus
 	$(BIN)/python -m pytest -k milvus
 	.venv/milvus/bin/python -m pytest -k milvus tests/test_llama_index_stores.py
 
-# Both frameworks at the oldest and newest supported versions, under each version of Python that is
-# here. `make test` runs the two ends of it.
-MATRIX ?= $(foreach python,3.10 3.11 3.12 3.13,$(python)-oldest $(python)-newest)
-test-matrix:
-	.ci/matrix $(MATRIX)
+# Both frameworks at the oldest and newest supported versions, under each Python that is here.
+test-versions: .venv/installed-dev
+	$(BIN)/nox --session versions
 
 # Each extra from a fresh wheel in an empty environment.
-test-install:
-	.ci/extras
+test-extras: .venv/installed-dev
+	$(BIN)/nox --session extras
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 # The documentation, in site/, and the distributions, in dist/.
 docs: .venv/installed-dev
@@ -46,37 +46,32 @@ build: .venv/installed-dev
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 
-# The report is tested in Chromium; without one on the PATH these tests are skipped. As root on Debian
-# this installs it.
-browser:
-	command -v chromium || (apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium fonts-dejavu-core)
+# What tests start and pip does not bring: Chromium shows the report, strace watches for network
+# calls. Tests without their program are skipped. As root on Debian this installs them.
+system:
+	for program in chromium strace ip; do command -v $$program || missing=yes; done; \
+	test -z "$$missing" || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq --no-install-recommends chromium fonts-dejavu-core strace iproute2)
 
 .venv/installed-demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dendrites,bundled]'
 	touch $@
 
+# Dependency groups (PEP 735) need pip 25.1.
 .venv/installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --group dev \
+		--editable '.[all,ray,chroma,faiss,lancedb,milvus,postgres,qdrant]'
 	touch $@
 
-# The classes that benchmarks/embedding measures against, in an environment of their own.
-bench-peers: .venv/installed-peers .venv/installed-bm25
+# The classes that the benchmarks measure against, in an environment of their own.
+bench-peers: .venv/installed-peers
 
 .venv/installed-peers: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --requirement $<
-	touch $@
-
-# What benchmarks/hybrid_speed.py measures against; everything else it finds in .venv.
-.venv/installed-bm25: .venv/installed-dev
-	$(PYTHON) -m venv .venv/bm25
-	.venv/bm25/bin/pip install --quiet --disable-pip-version-check --no-deps \
-		llama-index-retrievers-bm25 rank_bm25 bm25s pystemmer
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> "$$(.venv/bm25/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_main.pth"
 	touch $@
 
 # What embeds without PyTorch; the tests marked `runtime` run there.
@@ -95,4 +90,4 @@ bench-peers: .venv/installed-peers .venv/installed-bm25
 	touch $@
 
 clean:
-	rm -rf .venv nexus-demo build dist site
+	rm -rf .venv .nox nexus-demo build dist site

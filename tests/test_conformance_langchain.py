@@ -1,6 +1,6 @@
 """What LangChain asks of an embedding model in its vector stores and chains.
 
-`make test-matrix` runs this file under the oldest and the newest supported version.
+`nox -s versions` runs this file under the oldest and the newest supported version.
 """
 
 from uuid import uuid4

@@ -1,6 +1,6 @@
 """What LlamaIndex asks of an embedding model, beyond the trap tests: pipelines, events, workers.
 
-`make test-matrix` runs this file under the oldest and the newest supported version.
+`nox -s versions` runs this file under the oldest and the newest supported version.
 """
 
 import json

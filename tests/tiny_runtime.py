@@ -1,4 +1,4 @@
-"""A runtime folder made without PyTorch, for the environments of `make test-matrix`.
+"""A runtime folder made without PyTorch, for the environments of `nox -s versions`.
 
 Its graph is the mean of an embedding table's rows, at length one.
 """

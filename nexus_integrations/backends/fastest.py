@@ -23,7 +23,7 @@ _REPEATS = 3
 
 def sample_texts() -> tuple[list[str], list[str]]:
     """Return the passages and the questions of the corpus that the package brings."""
-    demo = files("nexus_integrations").joinpath("demo", "clinic.json")
+    demo = files("nexus_integrations") / "demo" / "clinic.json"
     corpus = json.loads(demo.read_text(encoding="utf-8"))
     return list(corpus["corpus"].values()), list(corpus["queries"].values())
 

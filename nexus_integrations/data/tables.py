@@ -49,7 +49,7 @@ class QuestionTable:
 def read_questions(
     path: str | Path, columns: Mapping[str, str] | None = None, *, encoding: str | None = None
 ) -> QuestionTable:
-    """Read a CSV or TSV with a header, JSONL, Parquet or Excel file (`.xlsx`, extra `tables`).
+    """Read a CSV or TSV with a header, JSONL, Parquet or Excel file (`.xlsx`).
 
     Columns are found by their names (`FIELDS`), or named by `columns`, field of `Question` to
     column. The delimiter of a CSV is told from its beginning; its encoding is UTF-8 or UTF-16 by
@@ -161,7 +161,7 @@ def _decoded(path: Path, encoding: str | None) -> str:
 
 
 def _excel_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with extra("tables"):
+    with extra("train"):
         import openpyxl
     try:
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).active

@@ -83,7 +83,7 @@ class DendriticHead:
 
     def residual(self, vectors: Floats) -> Floats:
         """Return f(v) for each row: (n, dimension) to (n, dimension)."""
-        residual = vectors @ self.weight.T  # (n, dimension)
+        residual: Floats = vectors @ self.weight.T  # (n, dimension)
         outputs: list[Floats] = []
         for number in range(self.dendrites):
             inputs = vectors @ self.dendrite_weight[number].T  # (n, dimension)

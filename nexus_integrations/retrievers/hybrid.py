@@ -53,7 +53,7 @@ class Candidates(NamedTuple):
     @property
     def shares(self) -> Floats:
         """Return BM25 over the best BM25, float32 (n,), in 0..1."""
-        return self.words / np.float32(self.best or 1)
+        return np.asarray(self.words / np.float32(self.best or 1), dtype=np.float32)
 
     def ranked(self, weight: float, k: int) -> list[Match]:
         """Return the k best passages at a weight, best first, of equal scores by id."""
