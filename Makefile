@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 .PHONY: demo test test-milvus test-versions test-extras bench-peers check docs build system clean
 
 demo: .venv/installed-demo
-	$(BIN)/nexus demo --output nexus-demo
+	$(BIN)/nexus demo --output nexus-demo --force
 
 # The whole suite: style, types, imports, tests. CI runs exactly this.
 test: check test-milvus .venv/installed-runtime

@@ -19,16 +19,16 @@ PYTHON
 
 echo "== Embed the passages, once, and see how well they answer"
 nexus embed train.json vectors.parquet
-nexus evaluate vectors.parquet test.json --json > before.json
+nexus evaluate vectors.parquet test.json -o before.json
 
 echo "== Train a head for the questions; the stored vectors stay valid"
 nexus finetune train.json tuned --dev dev.json --vectors vectors.parquet --dendrites "${DENDRITES:-0}"
 
 echo "== Move the passages that answer training questions, in the file itself"
-nexus nudge vectors.parquet --train train.json --dev dev.json --model tuned --state nudge-state
+nexus nudge apply vectors.parquet train.json --dev dev.json --model tuned
 
 echo "== The questions that nobody trained on, before and after"
 nexus evaluate vectors.parquet test.json --model tuned --against before.json
 
 echo "== Put the vectors back"
-nexus nudge vectors.parquet --state nudge-state --undo
+nexus nudge undo vectors.parquet

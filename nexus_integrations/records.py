@@ -21,8 +21,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `save` writes, by field."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        content: dict[str, Any] = plain(self)
+        return content
 
     def save(self, path: str | Path) -> None:
         """Write the fields to a JSON file, whole or not at all."""
@@ -47,19 +47,20 @@ class _Malformed(Exception):
     """Holds the name of a field."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what JSON can hold in place of a value: a number that is not finite becomes null."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32:  # as few digits as tell it from its neighbours
             value = value.astype(str).astype(np.float64)
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
+        return plain(value._asdict())
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None  # JSON has no other
     return str(value) if isinstance(value, Path) else value
