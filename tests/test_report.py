@@ -558,29 +558,28 @@ def test_the_command_reads_what_the_others_write(
     train, dev, test = (tmp_path / f"{name}.json" for name in ("train", "dev", "test"))
     status, _, error = run("embed", test, vectors, "--model", tiny_model)
     assert status == 0, error
-    status, output, error = run("evaluate", vectors, test, "--model", tiny_model, "--json")
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    status, _, error = run("evaluate", vectors, test, "--model", tiny_model, "-o", before)
     assert status == 0, error
-    (tmp_path / "before.json").write_text(output)
     status, _, error = run(
         *("finetune", train, tuned, "--dev", dev, "--model", tiny_model),
         *("--vectors", vectors, "--dendrites", 0),
     )
     assert status == 0, error
     status, _, error = run(
-        *("nudge", vectors, "--train", train, "--dev", dev, "--model", tuned),
+        *("nudge", "apply", vectors, train, "--dev", dev, "--model", tuned),
         *("--state", kept, "--keep", "always"),
     )
     assert status == 0, error
-    status, output, error = run("evaluate", vectors, test, "--model", tuned, "--json")
+    status, output, error = run("evaluate", vectors, test, "--model", tuned, "-o", after)
     assert status == 0, error
-    (tmp_path / "after.json").write_text(output)
     page = tmp_path / "page.html"
-    given = ("report", tmp_path / "before.json", tmp_path / "after.json", "-o", page)
+    given = ("report", before, after, "-o", page, "--force")
     status, output, error = run(
         *given, "--model", tuned, "--state", kept, "--vectors", vectors, "--json"
     )
     assert status == 0, error
-    assert json.loads(output)["questions"] == 159
+    assert json.loads(output)["questions"] == 159  # of the comparison
     text = page.read_text(encoding="utf-8")
     for part in ("metrics", "questions", "steps", "moves", "prints"):
         assert f'id="{part}"' in text
@@ -594,7 +593,7 @@ def test_the_command_reads_what_the_others_write(
     assert json.dumps(next(iter(clinic[2].queries.values())))[1:20] in page.read_text()
 
     # The nudge undone, the tuned encoder exchanged: both would tell what is not so.
-    assert run("nudge", vectors, "--state", kept, "--undo")[0] == 0
+    assert run("nudge", "undo", vectors, "--state", kept)[0] == 0
     status, _, error = run(*given, "--state", kept)
     assert status == 1
     assert "holds no nudge" in error.replace("\n", " ")

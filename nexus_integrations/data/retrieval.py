@@ -66,10 +66,10 @@ class RetrievalDataset:
         for query_id in self.queries:
             listed = self.relevant_docs.get(query_id, [])
             if not isinstance(listed, (list, tuple)):
-                what = (
-                    f"the string {listed!r}" if isinstance(listed, str) else type(listed).__name__
+                raise TypeError(
+                    f"relevant_docs[{query_id!r}] is {type(listed).__name__}: expected a list of "
+                    "ids"
                 )
-                raise TypeError(f"relevant_docs[{query_id!r}] is {what}: expected a list of ids")
             for id_ in listed:
                 if not isinstance(id_, str) or id_ not in self.corpus:
                     raise ValueError(
@@ -123,8 +123,8 @@ class RetrievalDataset:
             columns = ("query-id", "corpus-id", "score")
             if not set(columns) <= set(rows.fieldnames or ()):
                 raise ValueError(
-                    f"{path} has the columns {', '.join(rows.fieldnames or ())}: expected a first "
-                    f"line of {', '.join(columns)}, separated by tabs"
+                    f"{path} has {len(rows.fieldnames or ())} columns in its first line: expected "
+                    f"{', '.join(columns)}, separated by tabs"
                 )
             for row in rows:
                 if row["query-id"] not in queries:
@@ -134,8 +134,7 @@ class RetrievalDataset:
                     score = float(row["score"])
                 except (TypeError, ValueError):
                     raise ValueError(
-                        f"line {rows.line_num} of {path} has the score {row['score']!r}: expected "
-                        "a number"
+                        f"line {rows.line_num} of {path} has a score that is no number"
                     ) from None
                 if score > 0:
                     found.append(row["corpus-id"])

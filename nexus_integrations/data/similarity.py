@@ -106,9 +106,7 @@ class SimilarityDataset:
             try:
                 scores[number] = float(row[2])
             except (TypeError, ValueError):
-                raise ValueError(
-                    f"pair {number} has the score {row[2]!r}: expected a number"
-                ) from None
+                raise ValueError(f"pair {number} has a score that is no number") from None
             if not low <= scores[number] <= high:
                 raise ValueError(
                     f"pair {number} has the score {row[2]}, outside {low:g}..{high:g}: give the "

@@ -167,8 +167,11 @@ def _opened(path: Path, id_column: str | None, text_columns: tuple[str, ...]) ->
             )
     wanted = [id_column or f"an id ({', '.join(_ID_COLUMNS)})"]
     wanted += text_columns or [f"a text ({', '.join(_TEXT_COLUMNS)})"]
+    found = splits[","]
+    # The first line of a CSV file without a header is content, which no message shows.
+    shown = f"{len(found)} columns" if kind == "csv" else f"the columns {found or 'none'}"
     raise ValueError(
-        f"{path.name} has the columns {splits[','] or 'none'}: expected {' and '.join(wanted)}. "
+        f"{path.name} has {shown}: expected {' and '.join(wanted)}. "
         "Name them with --id-column and --text-column (id_column and text_columns)"
     )
 

@@ -22,8 +22,8 @@ MOVED = 1e-6
 class NudgeRecord:
     """What a nudge did: a `NudgeResult` without its state.
 
-    `nexus nudge apply` keeps it as `nudge.json` in the state's folder. A record made of a state alone has
-    no curve and no gain, and `chosen_by` is empty: the state does not tell.
+    `nexus nudge apply` keeps it as `nudge.json` in the state's folder. A record made of a state
+    alone has no curve and no gain, and `chosen_by` is empty: the state does not tell.
     """
 
     gamma: float
