@@ -1,0 +1,1 @@
+"""A hybrid query and its preparation, side by side with the frameworks' peers."""
