@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from uuid import uuid4
 
@@ -26,8 +28,53 @@ def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name too survives a power cut; Windows needs no call for it
-        handle = os.open(path.parent, os.O_RDONLY)
+    _sync_names(path.parent)
+
+
+@contextmanager
+def folder_written_whole(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Give an empty draft of the folder `path`: synced and renamed in the end, or removed.
+
+    A folder of this name is replaced. Its files are readable as new files are, with `private` by
+    their owner alone. The draft lies beside `path`, where it stays when the process is killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield draft
+        mode = 0o600 if private else _mode_of_new_files(draft)
+        for inner in (*draft.rglob("*"), draft):
+            inner.chmod(mode | (mode & 0o444) >> 2 if inner.is_dir() else mode)
+            if inner.is_dir():
+                _sync_names(inner)
+            else:
+                with inner.open("rb") as file:
+                    os.fsync(file.fileno())
+        if path.exists():
+            old = Path(mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            path.rename(old / "old")
+            draft.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    _sync_names(path.parent)
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """Return the mode that the process's umask leaves, which can be read in no other safe way."""
+    probe = folder / f".{uuid4().hex}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
+
+
+def _sync_names(folder: Path) -> None:
+    """Let a folder's names survive a power cut; Windows needs no call for it."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -22,16 +22,18 @@ from tiny_runtime import write_tiny_runtime
 from nexus_integrations.backends import is_runtime_folder, load_backbone
 from nexus_integrations.backends import onnx as onnx_backend
 from nexus_integrations.backends.batches import batches_by_length, padded, token_batches
+from nexus_integrations.backends.cache import cached_runtime, source_digest
 from nexus_integrations.backends.export import export_backbone
 from nexus_integrations.backends.fastest import fastest, fastest_of_model
 from nexus_integrations.backends.folder import (
     GRAPH,
     TOKENIZER,
-    cached_runtime,
     precise_digest,
-    source_digest,
+    read_runtime,
 )
+from nexus_integrations.backends.onnx import OnnxBackbone
 from nexus_integrations.backends.stream import embed
+from nexus_integrations.files import sha256_of
 
 TEXTS = ["a", "two words", "line\nbreak", "emoji 😀", "x" * 100, "a"]
 
@@ -267,6 +269,88 @@ def test_a_truncated_runtime_folder_is_refused(runtime, name):
         load_backbone(runtime)
 
 
+def test_a_file_without_a_hash_is_refused(runtime):
+    """A graph may name any file of its folder as its weights."""
+    (runtime / "other.data").write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"its manifest has no hash of other.data"):
+        load_backbone(runtime)
+
+
+def rehash(runtime):
+    manifest = json.loads((runtime / "runtime.json").read_text())
+    manifest["sha256"] = {name: sha256_of(runtime / name) for name in manifest["sha256"]}
+    (runtime / "runtime.json").write_text(json.dumps(manifest))
+
+
+def swap(runtime, how):
+    if how == "graph":
+        import onnx
+        from onnx import numpy_helper
+
+        model = onnx.load(str(runtime / GRAPH))
+        table = numpy_helper.to_array(model.graph.initializer[0])
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(-table, "table"))
+        onnx.save(model, str(runtime / GRAPH))
+    elif how == "tokenizer":
+        text = (runtime / TOKENIZER).read_text()
+        (runtime / TOKENIZER).write_text(text.replace('"##z"', '"##zz"'))
+    else:
+        manifest = json.loads((runtime / "runtime.json").read_text())
+        manifest["tokenizer"] |= how
+        (runtime / "runtime.json").write_text(json.dumps(manifest))
+    rehash(runtime)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["graph", "tokenizer", {"max_length": 8}, {"prompts": {"query": "q: ", "document": ""}}],
+)
+def test_what_changes_vectors_changes_the_digest(runtime, tmp_path, how):
+    """A swapped file with rewritten hashes is another model, and loaded first it stays one."""
+    genuine = tmp_path / "genuine"
+    shutil.copytree(runtime, genuine)
+    swap(runtime, how)
+    tampered, backbone = load_backbone(runtime), load_backbone(genuine)
+    assert tampered is not backbone
+    assert tampered.digest != backbone.digest
+    again = tmp_path / "again"
+    shutil.copytree(genuine, again)
+    assert load_backbone(again) is backbone
+
+
+def test_what_a_folder_says_of_its_model_counts_for_nothing(runtime):
+    """Whoever writes a folder can write any digest into it."""
+    before = read_runtime(runtime).digest
+    manifest = json.loads((runtime / "runtime.json").read_text())
+    (runtime / "runtime.json").write_text(json.dumps({**manifest, "made_from": "0" * 64}))
+    backbone = load_backbone(runtime)
+    assert backbone.digest == backbone.float32_digest == before != "0" * 64
+
+
+def test_a_folder_that_changes_after_it_was_read_is_noticed(runtime):
+    """A further session, as a fork or a batch needs one, runs the same bytes or none."""
+    backbone = OnnxBackbone.load(runtime, 2)
+    swap(runtime, "graph")
+    with pytest.raises(ValueError, match="was changed since it was read"):
+        backbone.encode([f"text {n}" * 60 for n in range(40)], "query")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
+def test_the_cache_of_another_user_is_refused(source, monkeypatch):
+    """Its graphs could be anybody's; our own is closed to others."""
+    place, _, _ = cached_runtime(source, "float32", making([]))
+    assert {path.stat().st_mode & 0o077 for path in (place, *place.iterdir())} == {0}
+    place.parent.chmod(0o777)
+    cached_runtime(source, "float32", making([]))
+    assert place.parent.stat().st_mode & 0o077 == 0
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(PermissionError, match=r"belongs to another user, .* set XDG_CACHE_HOME"):
+        cached_runtime(source, "float32", making([]))
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        fastest_of_model(source, "cpu", {"float32": lambda: Way("float32", 0, 0)})
+
+
 def test_a_manifest_of_another_version_or_none_is_refused(runtime):
     """Another version, and half of the JSON."""
     manifest = runtime / "runtime.json"
@@ -275,7 +359,7 @@ def test_a_manifest_of_another_version_or_none_is_refused(runtime):
     with pytest.raises(ValueError, match="has format version 9"):
         load_backbone(runtime)
     manifest.write_text(text[:40])
-    with pytest.raises(ValueError, match=r"runtime.json is damaged"):
+    with pytest.raises(ValueError, match=r"runtime.json is not valid JSON"):
         load_backbone(runtime)
 
 

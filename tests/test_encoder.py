@@ -342,6 +342,15 @@ def test_an_altered_or_missing_file_is_named(saved, name):
         DendriticEncoder.load(saved)
 
 
+def test_a_file_of_the_backbone_without_a_hash_is_refused(saved):
+    """A library may read it; a model card beside the manifest is no part of the model."""
+    (saved / "README.md").write_text("a card")
+    DendriticEncoder.load(saved)
+    (saved / "backbone" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"its manifest has no hash of backbone/adapter_config"):
+        DendriticEncoder.load(saved)
+
+
 def alter(manifest, how):
     if how == "fingerprint":
         manifest["fingerprint"] = "0" * 64
@@ -387,7 +396,7 @@ def test_a_truncated_manifest_is_damaged(saved):
     """Half of the JSON is no JSON."""
     path = saved / "nexus.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match=r"nexus.json is damaged"):
+    with pytest.raises(ValueError, match=r"nexus.json is not valid JSON"):
         DendriticEncoder.load(saved)
 
 

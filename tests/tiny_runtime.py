@@ -57,13 +57,11 @@ def write_tiny_runtime(folder: Path) -> None:
     onnx.checker.check_model(model)
     folder.mkdir()
     onnx.save(model, str(folder / GRAPH))
-    digest = hashlib.sha256(table.tobytes()).hexdigest()
     write_runtime(
         folder,
         RuntimeModel(
             precision="float32",
-            digest=digest,
-            float32_digest=digest,
+            made_from=hashlib.sha256(table.tobytes()).hexdigest(),
             dimension=DIMENSION,
             tokenizer=TextTokenizer(
                 definition=tokenizer.to_str(),

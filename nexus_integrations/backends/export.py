@@ -6,12 +6,7 @@ from typing import Literal
 
 from nexus_integrations.backends import Backbone, Precision, load_backbone
 from nexus_integrations.backends.fastest import fastest
-from nexus_integrations.backends.folder import (
-    RuntimeModel,
-    copy_runtime,
-    precise_digest,
-    write_runtime,
-)
+from nexus_integrations.backends.folder import RuntimeModel, copy_runtime, write_runtime
 from nexus_integrations.backends.onnx import OnnxBackbone
 from nexus_integrations.extras import extra
 
@@ -79,8 +74,7 @@ def _export_model(backbone: Backbone, folder: Path, precision: Literal["float32"
         folder,
         RuntimeModel(
             precision=precision,
-            digest=precise_digest(backbone.float32_digest, precision),
-            float32_digest=backbone.float32_digest,
+            made_from=backbone.float32_digest,
             dimension=backbone.dimension,
             tokenizer=backbone.tokenizer,
         ),

@@ -10,8 +10,9 @@ from pathlib import Path
 from time import perf_counter
 
 from nexus_integrations.backends import Backbone
-from nexus_integrations.backends.folder import RECIPE, cache_folder, source_digest
-from nexus_integrations.files import written_whole
+from nexus_integrations.backends.cache import cache_folder, check_owner, source_digest
+from nexus_integrations.backends.folder import RECIPE
+from nexus_integrations.files import read_json, write_json
 from nexus_integrations.protocols import Floats
 
 NEGLIGIBLE = 0.998
@@ -64,10 +65,11 @@ def fastest_of_model(
     not follow the noise of a second measurement. Raises `ValueError` where it cannot be kept.
     """
     place = cache_folder() / f"{source_digest(folder)[:40]}-auto-{_key(device, ways)}-{RECIPE}.json"
-    with suppress(OSError, ValueError, KeyError):
-        return ways[json.loads(place.read_text(encoding="utf-8"))["precision"]]()
+    check_owner(place.parent, place)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return ways[read_json(place)["precision"]]()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         (place.parent / ".lock").touch()
     except OSError as error:
         raise ValueError(
@@ -82,8 +84,7 @@ def fastest_of_model(
             if name == "float32":
                 raise
     chosen = fastest(there)
-    with written_whole(place) as draft:
-        draft.write_text(json.dumps({"precision": chosen.precision}) + "\n", encoding="utf-8")
+    write_json(place, {"precision": chosen.precision})
     return chosen
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from nexus_integrations.backends import Backbone, Backend, Precision, is_runtime_folder
+from nexus_integrations.backends.cache import cached_runtime
 from nexus_integrations.backends.fastest import fastest_of_model
-from nexus_integrations.backends.folder import cached_runtime
 from nexus_integrations.backends.process import folder_version, shared
 from nexus_integrations.extras import extra
 

@@ -16,8 +16,11 @@ from nexus_integrations.backends.folder import (
     GRAPH,
     PROBE,
     RuntimeModel,
+    copy_runtime,
+    precise_digest,
     read_runtime,
 )
+from nexus_integrations.backends.process import folder_version
 from nexus_integrations.backends.session import open_session, run_session
 from nexus_integrations.backends.stream import embed
 from nexus_integrations.backends.threads import Turns, cores
@@ -98,13 +101,20 @@ class OnnxBackbone:
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, over all that a vector depends on beside its text."""
-        return self._model.digest
+        """SHA-256, in hex, over all that a vector depends on beside its text.
+
+        An exported folder's is computed from its files, and is another than that of the model it
+        was exported from: nobody can tell from a graph which model it came from. A graph of the
+        user's own cache, which this package exported from the model's files, has the model's.
+        """
+        if self.folder == self.runtime:
+            return self._model.digest
+        return precise_digest(self._model.made_from, self.precision)
 
     @property
     def float32_digest(self) -> str:
-        """The `digest` that this model has in float32."""
-        return self._model.float32_digest
+        """The `digest` that this model has in float32; an exported folder has its own alone."""
+        return self._model.digest if self.folder == self.runtime else self._model.made_from
 
     def encode(self, texts: Sequence[str], role: Role) -> tuple[Floats, int]:
         """Return unit vectors, float32 (n, dimension), and how many texts were cut off."""
@@ -125,7 +135,7 @@ class OnnxBackbone:
     def save(self, folder: Path) -> None:
         """Write the model's folder in float32, or a copy of the runtime folder."""
         if self.folder == self.runtime:
-            shutil.copytree(self.runtime, folder)
+            copy_runtime(self.runtime, folder)
         else:
             load_backbone(self.folder, backend="torch", precision="float32").save(folder)
 
@@ -142,16 +152,26 @@ class OnnxBackbone:
     def _session_of_one(self) -> Any:
         with self._making:
             if self._one is None:
-                self._one = open_session(self.runtime / GRAPH, 1)
+                self._one = self._open(1)
             return self._one
 
     def _begin_process(self) -> None:
         self._turns = Turns(self.num_threads or cores())
         self._making = threading.Lock()
         _inherited.extend([self._session, self._one])
-        self._session = open_session(self.runtime / GRAPH, self._turns.threads)
+        self._session = self._open(self._turns.threads)
         self._one = None
         self._process = os.getpid()
+
+    def _open(self, num_threads: int) -> Any:
+        """Load the graph, and make sure that it is the one whose digest is known."""
+        graph = open_session(self.runtime / GRAPH, num_threads)
+        if folder_version(self.runtime) != self._model.version:
+            found = read_runtime(self.runtime)
+            if found.digest != self._model.digest:
+                raise ValueError(f"{self.runtime} was changed since it was read: load it again")
+            self._model = found
+        return graph
 
     def _check_probe(self) -> None:
         probe = load_file(self.runtime / PROBE)

@@ -1,36 +1,25 @@
 """Text to unit vectors: a backbone with a head per role."""
 
-import hashlib
-import json
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from nexus_integrations.backends import (
-    RUNTIME_MANIFEST,
-    Backbone,
-    Backend,
-    Precision,
-    Role,
-    is_runtime_folder,
-    load_backbone,
-)
+from nexus_integrations.backends import Backbone, Backend, Precision, Role, load_backbone
 from nexus_integrations.data import check_texts
-from nexus_integrations.encoder.head import DendriticHead
+from nexus_integrations.encoder.folder import (
+    is_encoder_folder,
+    is_exported,
+    is_taken,
+    read_backbone,
+    read_heads,
+    read_manifest,
+    write_encoder,
+)
+from nexus_integrations.encoder.head import DendriticHead, digest_with_heads
 from nexus_integrations.encoder.source import DEFAULT_MODEL, find_model
-from nexus_integrations.files import sha256_of
 from nexus_integrations.protocols import Floats
-
-_MANIFEST = "nexus.json"
-_BACKBONE = "backbone"
-_FORMAT = "nexus-encoder"
-_VERSION = 1
 
 
 class Encoded(NamedTuple):
@@ -103,16 +92,12 @@ class DendriticEncoder:
             num_threads=num_threads,
         )
         folder = find_model(str(model if model is not None else DEFAULT_MODEL))
-        if not (folder / _MANIFEST).is_file():
+        if not is_encoder_folder(folder):
             return cls(read(folder))
-        manifest = _verified_manifest(folder)
-        named = manifest.get("backbone")
-        heads = {
-            name: DendriticHead.load(folder / name) for name in set(manifest["heads"].values())
-        }
-        by_role = {role: heads[name] for role, name in manifest["heads"].items()}
+        manifest = read_manifest(folder)
+        by_role = read_heads(folder, manifest)
         encoder = cls(
-            read(folder / _BACKBONE) if named is None else _named_backbone(folder, named, read),
+            read_backbone(folder, manifest, read),
             query_head=by_role.get("query"),
             document_head=by_role.get("document"),
         )
@@ -140,7 +125,7 @@ class DendriticEncoder:
         That is the backbone's weights, pooling, prompts, maximal length and precision, and both
         heads. The backend has no part in it: in float32 all give the same vectors.
         """
-        return _digest(self.backbone.digest, self.query_head, self.document_head)
+        return digest_with_heads(self.backbone.digest, self.query_head, self.document_head)
 
     @property
     def document_fingerprint(self) -> str:
@@ -148,12 +133,12 @@ class DendriticEncoder:
 
         Encoders that differ in their query head alone share it: they can share stored vectors.
         """
-        return _digest(self.backbone.digest, self.document_head)
+        return digest_with_heads(self.backbone.digest, self.document_head)
 
     @property
     def _float32_fingerprint(self) -> str:
         """What tells a saved encoder from others, in whatever precision it runs."""
-        return _digest(self.backbone.float32_digest, self.query_head, self.document_head)
+        return digest_with_heads(self.backbone.float32_digest, self.query_head, self.document_head)
 
     def encode_queries(self, texts: Sequence[str]) -> Floats:
         """Return one unit row per query: float32 (n, dimension); as `encode` otherwise."""
@@ -192,7 +177,7 @@ class DendriticEncoder:
             _warn(
                 f"are longer than {self.max_length} tokens and were cut off; `encode` counts them"
             )
-        head = self.query_head if role == "query" else self.document_head
+        head = self._heads[role]
         if heads and head is not None:
             vectors = head.transform(vectors)
         return Encoded(vectors, truncated, blank)
@@ -216,9 +201,10 @@ class DendriticEncoder:
         cannot be written.
         """
         target = Path(folder)
-        if target.exists() and any(target.iterdir()) and not (target / _MANIFEST).is_file():
+        if is_taken(target) and not is_encoder_folder(target):
             raise FileExistsError(f"{target} holds something other than a saved encoder")
-        self._write(target, None if backbone_name else self.backbone.save, backbone_name)
+        write = None if backbone_name else self.backbone.save
+        write_encoder(target, self.backbone, self._heads, write, backbone_name)
 
     def export(self, folder: str | Path, precision: Precision | None = None) -> None:
         """Write a folder that `load` reads without PyTorch: the backbone as ONNX, and the heads.
@@ -229,65 +215,12 @@ class DendriticEncoder:
         it would replace; else what `export_backbone` raises.
         """
         target = Path(folder)
-        if target.exists() and any(target.iterdir()) and not is_runtime_folder(target / _BACKBONE):
+        if is_taken(target) and not is_exported(target):
             raise FileExistsError(f"{target} holds something other than an exported encoder")
         from nexus_integrations.backends.export import export_backbone
 
-        self._write(target, partial(export_backbone, self.backbone, precision=precision))
-
-    def _write(
-        self,
-        target: Path,
-        write_backbone: Callable[[Path], None] | None,
-        backbone_name: str | None = None,
-    ) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            named = {}
-            if write_backbone is not None:
-                write_backbone(draft / _BACKBONE)
-            else:
-                named = {
-                    "backbone": {"name": backbone_name, "digest": self.backbone.float32_digest}
-                }
-            heads = {}
-            for role, head in (("query", self.query_head), ("document", self.document_head)):
-                if head is not None:
-                    shared = role == "document" and head is self.query_head
-                    heads[role] = "query_head.safetensors" if shared else f"{role}_head.safetensors"
-                    head.save(draft / heads[role])
-            files = sorted(path for path in draft.rglob("*") if path.is_file())
-            if is_runtime_folder(draft / _BACKBONE):
-                # Its manifest has the hashes of its files, and they are compared on loading.
-                own = {draft / _BACKBONE / RUNTIME_MANIFEST}
-                files = [path for path in files if path.parent != draft / _BACKBONE or path in own]
-            manifest = {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "fingerprint": self._float32_fingerprint,
-                "dimension": self.dimension,
-                "max_length": self.max_length,
-                "normalised": True,
-                "similarity": "cosine",
-                "heads": heads,
-                **named,
-                "sha256": {path.relative_to(draft).as_posix(): sha256_of(path) for path in files},
-            }
-            (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            # Temporary folders, and some writers, are private; the manifest is as new files are.
-            mode = (draft / _MANIFEST).stat().st_mode & 0o777
-            for path in (draft, *draft.rglob("*")):
-                path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-                target.rename(old / "old")
-                draft.rename(target)
-                shutil.rmtree(old)
-            else:
-                draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        write = partial(export_backbone, self.backbone, precision=precision)
+        write_encoder(target, self.backbone, self._heads, write)
 
     def save_sentence_transformers(self, folder: str | Path) -> None:
         """Write a plain sentence-transformers folder, which any of its users loads.
@@ -296,49 +229,17 @@ class DendriticEncoder:
         Raises `ValueError` for other heads, dendrites being no `Dense`, and for an encoder that was
         exported; `ImportError` without PyTorch.
         """
-        head = self.query_head
-        if head is not self.document_head or (head is not None and head.dendrites):
-            raise ValueError(
-                "only one linear head, shared by both roles, is a plain sentence-transformers "
-                "model: train with heads='shared', dendrites=0, or use save"
-            )
-        backbone = self.backbone
-        runs = (backbone.backend, backbone.precision)
-        if runs != ("torch", "float32") and backbone.folder is not None:
-            backbone = load_backbone(backbone.folder, backend="torch", precision="float32")
-        import torch
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+        from nexus_integrations.encoder.plain import save_plain
 
-        from nexus_integrations.backends.torch import TorchBackbone
+        save_plain(self.backbone, self.query_head, self.document_head, Path(folder))
 
-        if not isinstance(backbone, TorchBackbone):
-            raise ValueError(f"a {type(backbone).__name__} is no sentence-transformers model")
-        modules = list(backbone.model)
-        if head is not None:
-            dense = Dense(self.dimension, self.dimension, bias=False, activation_function=None)
-            weight = np.eye(self.dimension, dtype=np.float32) + head.weight
-            dense.load_state_dict({"linear.weight": torch.from_numpy(weight)})
-            modules += [dense, Normalize()]  # (I + W)v needs no unit v: its length cancels
-        prompts = {name: text or "" for name, text in backbone.model.prompts.items()}
-        plain = SentenceTransformer(modules=modules, prompts=prompts)
-        TorchBackbone(plain).save(Path(folder))
+    @property
+    def _heads(self) -> dict[Role, DendriticHead | None]:
+        return {"query": self.query_head, "document": self.document_head}
 
 
 def _warn(what: str) -> None:
     warnings.warn(f"some of the texts {what}", UserWarning, stacklevel=4)
-
-
-def _digest(backbone: str, *heads: DendriticHead | None) -> str:
-    digest = hashlib.sha256(backbone.encode())
-    for head in heads:
-        # An untrained head changes no vector, so it does not change the fingerprint.
-        arrays = {} if head is None or head.is_identity else head.arrays
-        digest.update(f"head {len(arrays)}".encode())
-        for name, array in sorted(arrays.items()):
-            digest.update(f"{name} {array.shape}".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _readable(text: str) -> str:
@@ -348,42 +249,3 @@ def _readable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def _named_backbone(
-    folder: Path, named: dict[str, str], read: Callable[[Path], Backbone]
-) -> Backbone:
-    """Find the backbone that a folder of heads names, and make sure that it is the one."""
-    backbone = read(find_model(named["name"]))
-    if backbone.float32_digest != named["digest"]:
-        raise ValueError(
-            f"the heads in {folder} were trained on another {named['name']} than the one found "
-            "here (its digest differs): their vectors would mean nothing"
-        )
-    return backbone
-
-
-def _verified_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest and compare every file's hash with it."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["version"] if manifest["format"] == _FORMAT else None
-        hashes, _ = manifest["sha256"], manifest["fingerprint"]
-        heads = set(manifest["heads"].values())
-        if "backbone" in manifest:
-            _, _ = manifest["backbone"]["name"], manifest["backbone"]["digest"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / _MANIFEST} is damaged: {error!r}") from None
-    if version != _VERSION:
-        raise ValueError(
-            f"{folder} has format version {version}, this package reads {_VERSION}: update it"
-        )
-    for name, expected in hashes.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{folder} is incomplete: {name} is missing")
-        if sha256_of(path) != expected:
-            raise ValueError(f"{folder} was altered: the SHA-256 of {name} differs")
-    if not heads <= set(hashes):
-        raise ValueError(f"{folder / _MANIFEST} names heads that it has no hash of")
-    return manifest  # type: ignore[no-any-return]

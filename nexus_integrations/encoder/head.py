@@ -4,6 +4,7 @@
 nothing but numpy to be used.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +135,19 @@ class DendriticHead:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError(f"{path} holds weights that are not finite")
         return head
+
+
+def digest_with_heads(backbone: str, *heads: DendriticHead | None) -> str:
+    """Return the SHA-256, in hex, over a backbone's digest and the heads on its vectors."""
+    digest = hashlib.sha256(backbone.encode())
+    for head in heads:
+        # An untrained head changes no vector, so it does not change the fingerprint.
+        arrays = {} if head is None or head.is_identity else head.arrays
+        digest.update(f"head {len(arrays)}".encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _sigmoid(inputs: Floats) -> Floats:
