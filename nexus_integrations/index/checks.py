@@ -6,7 +6,6 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nexus_integrations.index.memory import check_vectors
 from nexus_integrations.protocols import Floats, Hits, Metric
 
 
@@ -26,6 +25,24 @@ def check_none_missing(ids: Iterable[str], missing: Container[str]) -> None:
     for id_ in ids:
         if id_ in missing:
             raise KeyError(f"the index holds no document {id_!r}")
+
+
+def check_vectors(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
+    """Raise `ValueError`, which names the first id, for vectors that no index can rank.
+
+    These are vectors with NaN or infinity and, under the cosine, vectors of length zero.
+    `vectors` is (len(ids), dimension).
+    """
+    squared = np.einsum("ij,ij->i", vectors, vectors)  # (n,): NaN and infinity propagate
+    for bad, what in (
+        (~np.isfinite(squared), "has NaN or infinite entries"),
+        (squared == 0 if metric is Metric.COSINE else None, "is zero, so its cosine is undefined"),
+    ):
+        if bad is not None and bad.any():
+            raise ValueError(
+                f"the vector of document {ids[int(np.argmax(bad))]!r} {what} "
+                f"({int(bad.sum())} such vectors): embed it again or remove it"
+            )
 
 
 def check_form(id_: str, stored: str) -> None:

@@ -8,6 +8,12 @@ import numpy as np
 
 from nexus_integrations.extras import extra
 from nexus_integrations.files import written_whole
+from nexus_integrations.index.checks import (
+    check_none_missing,
+    check_queries,
+    check_replacement,
+    check_vectors,
+)
 from nexus_integrations.protocols import Floats, Hits, Integers, Metric
 
 # Scores of one block of documents: 2**22 float32 are 16 MiB, small beside any corpus.
@@ -76,14 +82,7 @@ class MemoryIndex:
         Equal similarities are ranked by insertion order. Raises `ValueError` for k < 1 and for
         queries of another dimension.
         """
-        queries = np.atleast_2d(np.asarray(queries, dtype=np.float32))
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        if queries.shape[1] != self.dimension:
-            raise ValueError(
-                f"queries have dimension {queries.shape[1]}, the index has {self.dimension}: "
-                "they come from different models"
-            )
+        queries = check_queries(queries, k, self.dimension)
         k = min(k, len(self._ids))
         if self.metric is Metric.COSINE:
             norms = np.linalg.norm(queries, axis=1, keepdims=True)
@@ -108,15 +107,8 @@ class MemoryIndex:
         Raises `KeyError` for an unknown id and `ValueError` for vectors of another shape, NaN,
         infinity, duplicates or zero under the cosine, each before anything is written.
         """
-        vectors = np.asarray(vectors, dtype=np.float32)
         rows = self._row_numbers(ids)
-        if vectors.shape != (len(rows), self.dimension):
-            raise ValueError(
-                f"expected vectors of shape {(len(rows), self.dimension)}, got {vectors.shape}"
-            )
-        if len(set(rows)) < len(rows):
-            raise ValueError("an id occurs more than once among those to replace")
-        check_vectors(ids, vectors, self.metric)
+        vectors = check_replacement(ids, vectors, self.dimension, self.metric)
         self._vectors[rows] = vectors
         self._squared[rows] = np.einsum("ij,ij->i", vectors, vectors)
 
@@ -163,10 +155,8 @@ class MemoryIndex:
         return cls(ids, rows, (table.schema.metadata or {}).get(b"metric", b"cosine").decode())
 
     def _row_numbers(self, ids: Sequence[str]) -> list[int]:
-        try:
-            return [self._rows[id_] for id_ in ids]
-        except KeyError as error:
-            raise KeyError(f"the index holds no document {error.args[0]!r}") from None
+        check_none_missing(ids, self.missing(ids))
+        return [self._rows[id_] for id_ in ids]
 
     def _similarities(self, queries: Floats, start: int, stop: int, out: Floats) -> None:
         """Write the similarities of the rows start ≤ row < stop to `out`, (n_queries, n_block)."""
@@ -177,24 +167,6 @@ class MemoryIndex:
             out *= 2
             out -= self._squared[start:stop]
             out -= np.einsum("ij,ij->i", queries, queries)[:, None]
-
-
-def check_vectors(ids: Sequence[str], vectors: Floats, metric: Metric) -> None:
-    """Raise `ValueError`, which names the first id, for vectors that no index can rank.
-
-    These are vectors with NaN or infinity and, under the cosine, vectors of length zero.
-    `vectors` is (len(ids), dimension).
-    """
-    squared = np.einsum("ij,ij->i", vectors, vectors)  # (n,): NaN and infinity propagate
-    for bad, what in (
-        (~np.isfinite(squared), "has NaN or infinite entries"),
-        (squared == 0 if metric is Metric.COSINE else None, "is zero, so its cosine is undefined"),
-    ):
-        if bad is not None and bad.any():
-            raise ValueError(
-                f"the vector of document {ids[int(np.argmax(bad))]!r} {what} "
-                f"({int(bad.sum())} such vectors): embed it again or remove it"
-            )
 
 
 class _Nearest:

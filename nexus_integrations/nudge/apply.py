@@ -17,7 +17,7 @@ from nexus_integrations.evaluation import (
     mean_interval,
     metric_depth,
 )
-from nexus_integrations.index.memory import check_vectors
+from nexus_integrations.index.checks import check_vectors
 from nexus_integrations.nudge.gamma import Judges, cross_validated
 from nexus_integrations.nudge.life import StateFolder, check_unit
 from nexus_integrations.nudge.solver import GAMMAS, NUDGE_FT_GAMMAS, Shift, Turn

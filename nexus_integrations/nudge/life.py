@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from nexus_integrations.index.memory import check_vectors
+from nexus_integrations.index.checks import check_vectors
 from nexus_integrations.nudge.state import NudgeState, Observation, StateFiles, content_hashes
 from nexus_integrations.protocols import Floats, Metric, VectorIndex
 

@@ -17,7 +17,8 @@ from nexus_integrations.data import RetrievalDataset, SimilarityDataset, near_du
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.encoder.head import DendriticHead
 from nexus_integrations.evaluation import check_relevant_are_stored
-from nexus_integrations.index.memory import MemoryIndex, check_vectors
+from nexus_integrations.index.checks import check_vectors
+from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.gamma import Judges
 from nexus_integrations.nudge.solver import GAMMAS, Turn, query_sums
 from nexus_integrations.progress import progress_bar
