@@ -55,7 +55,12 @@ class QdrantIndex:
         self.vector_name = vector_name or None  # both frameworks write "" for no name
         config = client.get_collection(collection).config
         vectors = config.params.vectors
-        named = vectors if isinstance(vectors, dict) else {None: vectors}
+        # LangChain names a collection's only vector "", which is no name.
+        named: dict[str | None, Any] = (
+            {name or None: params for name, params in vectors.items()}
+            if isinstance(vectors, dict)
+            else {None: vectors}
+        )
         if self.vector_name not in named or named[self.vector_name] is None:
             raise ValueError(
                 f"the Qdrant collection {collection!r} has dense vectors named "
@@ -116,8 +121,8 @@ class QdrantIndex:
         for part in slices(len(once), self._batch_size):
             for point in self._points(once[part], self.vector_name or True):
                 vector = point.vector
-                if self.vector_name is not None:
-                    vector = (vector or {}).get(self.vector_name)
+                if isinstance(vector, dict):
+                    vector = vector.get(self.vector_name or "")
                 if vector is not None:
                     found[str(point.id)] = vector
         return in_order(wanted, found, self.dimension)

@@ -16,15 +16,25 @@ if TYPE_CHECKING:
     from nexus_integrations.langchain.embedding import NexusEmbeddings
     from nexus_integrations.langchain.index import open_index
     from nexus_integrations.langchain.nudge import NudgePostprocessor
+    from nexus_integrations.langchain.retriever import NexusRetriever, index_words
 
-__all__ = ["NexusEmbeddings", "NudgePostprocessor", "as_dataset", "open_index"]
+__all__ = [
+    "NexusEmbeddings",
+    "NexusRetriever",
+    "NudgePostprocessor",
+    "as_dataset",
+    "index_words",
+    "open_index",
+]
 
 __getattr__ = lazily(
     __name__,
     {
         "NexusEmbeddings": "embedding",
+        "NexusRetriever": "retriever",
         "NudgePostprocessor": "nudge",
         "as_dataset": "data",
+        "index_words": "retriever",
         "open_index": "index",
     },
 )

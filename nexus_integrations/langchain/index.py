@@ -28,8 +28,7 @@ def open_index(source: Source) -> VectorIndex:
     if isinstance(source, InMemoryVectorStore):
         return MappingIndex(_Vectors(source))
     # By name: a store's package is imported where one of its objects comes from it, nowhere else.
-    for class_ in type(source).__mro__:
-        name = _name(class_)
+    for name in class_names(source):
         if name in _OPENERS:
             return _OPENERS[name](source)
         if name == "langchain_community.LanceDB":
@@ -40,15 +39,17 @@ def open_index(source: Source) -> VectorIndex:
     if isinstance(source, VectorIndex):
         return source
     raise NotImplementedError(
-        f"the vectors of a {_name(type(source))} cannot be replaced from here: use an "
+        f"the vectors of a {class_names(source)[0]} cannot be replaced from here: use an "
         f"InMemoryVectorStore, {', '.join(_OPENERS)}, or give a VectorIndex over the store's "
         "native handle (nexus_integrations.index)"
     )
 
 
-def _name(class_: type) -> str:
-    """Return package and class, for classes of two packages share a name."""
-    return f"{class_.__module__.partition('.')[0]}.{class_.__name__}"
+def class_names(store: object) -> list[str]:
+    """Return package and class of a store and its bases: classes of two packages share a name."""
+    return [
+        f"{class_.__module__.partition('.')[0]}.{class_.__name__}" for class_ in type(store).__mro__
+    ]
 
 
 class _Vectors(MutableMapping[str, list[float]]):

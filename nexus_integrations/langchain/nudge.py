@@ -14,6 +14,7 @@ from nexus_integrations.frameworks.postprocessor import Postprocessor
 from nexus_integrations.langchain.data import Pairs, as_dataset
 from nexus_integrations.langchain.embedding import NexusEmbeddings
 from nexus_integrations.langchain.index import Source, open_index
+from nexus_integrations.langchain.passages import id_of
 from nexus_integrations.nudge.apply import NudgeConfig
 from nexus_integrations.protocols import Encoder, VectorIndex
 
@@ -71,7 +72,7 @@ class NudgePostprocessor(Postprocessor[Source], BaseDocumentCompressor):
         """
         rows = self._rescored(
             query,
-            [document.id or "" for document in documents],
+            [id_of(document) for document in documents],
             [document.page_content for document in documents],
         )
         return [
@@ -93,6 +94,11 @@ def encoder_of(embeddings: Embeddings) -> Encoder:
     """Return an embedding model's encoder, or an `Encoder` over a foreign model."""
     if isinstance(embeddings, NexusEmbeddings):
         return embeddings.encoder
+    return through(embeddings)
+
+
+def through(embeddings: Embeddings) -> ForeignEncoder:
+    """Return an `Encoder` that embeds by the model's own methods, with its cache and its events."""
     return ForeignEncoder(
         embeddings, vars(embeddings), embeddings.embed_query, embeddings.embed_documents
     )

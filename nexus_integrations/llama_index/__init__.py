@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from nexus_integrations.llama_index.finetune import NexusFinetuneEngine
     from nexus_integrations.llama_index.index import open_index
     from nexus_integrations.llama_index.nudge import NudgePostprocessor
+    from nexus_integrations.llama_index.retriever import NexusRetriever, index_words
 
 __all__ = [
     "NexusEmbedding",
     "NexusFinetuneEngine",
+    "NexusRetriever",
     "NudgePostprocessor",
     "as_dataset",
     "dataset_from_nodes",
+    "index_words",
     "open_index",
 ]
 
@@ -33,9 +36,11 @@ __getattr__ = lazily(
     {
         "NexusEmbedding": "embedding",
         "NexusFinetuneEngine": "finetune",
+        "NexusRetriever": "retriever",
         "NudgePostprocessor": "nudge",
         "as_dataset": "data",
         "dataset_from_nodes": "data",
+        "index_words": "retriever",
         "open_index": "index",
     },
 )

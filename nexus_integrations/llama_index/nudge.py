@@ -204,6 +204,11 @@ def encoder_of(embed_model: BaseEmbedding) -> Encoder:
     """Return an embedding model's encoder, or an `Encoder` over a foreign model."""
     if isinstance(embed_model, NexusEmbedding):
         return embed_model.encoder
+    return through(embed_model)
+
+
+def through(embed_model: BaseEmbedding) -> ForeignEncoder:
+    """Return an `Encoder` that embeds by the model's own methods, with its cache and its events."""
     return ForeignEncoder(
         embed_model,
         embed_model.to_dict(),

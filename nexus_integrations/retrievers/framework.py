@@ -93,7 +93,10 @@ class FrameworkRetriever:
 
 def _id(found: Any) -> str:
     """Return the id of a LlamaIndex node with its score, or of a LangChain document."""
-    id_ = found.node.node_id if hasattr(found, "node") else getattr(found, "id", None)
+    if hasattr(found, "node"):
+        return str(found.node.node_id)
+    # LangChain's QdrantVectorStore puts it among the metadata.
+    id_ = getattr(found, "id", None) or getattr(found, "metadata", {}).get("_id")
     if id_ is None:
         raise ValueError(
             f"the retriever returned a {type(found).__name__} without an id: store the documents "

@@ -1,0 +1,190 @@
+"""Vectors and words over a framework's own store, with the store's own metadata filters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from nexus_integrations.index.memory import MemoryIndex
+from nexus_integrations.lexical import LexicalIndex
+from nexus_integrations.protocols import Encoder, Floats, Hits, Metric, VectorIndex
+from nexus_integrations.retrievers.hybrid import HybridRetriever, Match
+
+Item = TypeVar("Item")
+
+_BATCH = 1_000  # passages whose texts a store is asked for at a time
+
+
+class Passages(ABC, Generic[Item]):
+    """What a store holds beside vectors, through the framework's object: texts and metadata."""
+
+    @abstractmethod
+    def items(self, ids: Sequence[str]) -> dict[str, Item]:
+        """Return those of the passages that are stored, by id, as the framework's own class."""
+
+    @abstractmethod
+    def text(self, item: Item) -> str:
+        """Return the text by which a passage was embedded."""
+
+    @abstractmethod
+    def near(self, query: list[float], k: int, filters: Any) -> list[str]:
+        """Return the ids of the k nearest passages that the filter keeps, best first.
+
+        Raises `NotImplementedError` for a store that applies no filters.
+        """
+
+    @abstractmethod
+    def kept(self, ids: list[str], filters: Any) -> set[str]:
+        """Return those of the passages that the filter keeps, as the store itself judges.
+
+        Raises `NotImplementedError` for a store that applies no filters.
+        """
+
+
+class Filtered:
+    """The passages of an index that a metadata filter keeps, as an index of their own.
+
+    The store applies the filter, for the nearest passages and for those that words name alike.
+    """
+
+    def __init__(self, index: VectorIndex, passages: Passages[Any], filters: Any) -> None:
+        self._index, self._passages, self._filters = index, passages, filters
+        self._known: dict[str, bool] = {}
+
+    @property
+    def metric(self) -> Metric:
+        """The similarity by which the store ranks."""
+        return self._index.metric
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self._index.dimension
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the store may miss near passages: a filter makes many of them do so."""
+        return True
+
+    def __len__(self) -> int:
+        """The number of vectors, those included that the filter excludes."""
+        return len(self._index)
+
+    def missing(self, ids: Sequence[str]) -> set[str]:
+        """Return those of `ids` that the filter excludes, or the store does not hold."""
+        new = [id_ for id_ in dict.fromkeys(ids) if id_ not in self._known]
+        if new:
+            kept = self._passages.kept(new, self._filters)
+            self._known.update((id_, id_ in kept) for id_ in new)
+        return {id_ for id_ in ids if not self._known[id_]}
+
+    def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:
+        """Yield the ids of the passages that the filter keeps, `batch_size` at a time or fewer."""
+        for batch in self._index.ids(batch_size):
+            missing = self.missing(batch)
+            yield [id_ for id_ in batch if id_ not in missing]
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """Return stored vectors; an id that the filter excludes raises `KeyError`."""
+        if missing := self.missing(ids):
+            raise KeyError(f"the filter excludes {len(missing)} of {len(ids)} passages")
+        return self._index.vectors(ids)
+
+    def search(self, queries: Floats, k: int) -> Hits:
+        """Return the k nearest passages of each query, (n_queries, dimension), that are kept."""
+        found = []
+        for query in queries:
+            ids = self._passages.near(query.tolist(), k, self._filters)
+            self._known.update(dict.fromkeys(ids, True))
+            if ids:
+                near = MemoryIndex(ids, self._index.vectors(ids), self.metric)
+                found.append(near.search(query, k))
+            else:
+                found.append(Hits([[]], np.zeros((1, 0), dtype=np.float32)))
+        return Hits.joined(found)
+
+    def replace(self, ids: Sequence[str], vectors: Floats) -> None:
+        """Refuse: what is filtered is for reading."""
+        raise NotImplementedError("a filtered index is for reading: replace in the store's own")
+
+
+class Words:
+    """A lexical index, opened on first use; a pickle holds its folder."""
+
+    def __init__(self, lexical: LexicalIndex | str | Path) -> None:
+        self._lexical = lexical if isinstance(lexical, LexicalIndex) else None
+        self._folder = lexical.folder if isinstance(lexical, LexicalIndex) else Path(lexical)
+
+    def get(self) -> LexicalIndex:
+        """Return the index; raises what `LexicalIndex` raises, and `FileNotFoundError`."""
+        if self._lexical is None:
+            if self._folder is None or not self._folder.is_dir():
+                raise FileNotFoundError(f"there is no lexical index in {self._folder}")
+            self._lexical = LexicalIndex(self._folder)
+        return self._lexical
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Words":
+        return self
+
+    def __reduce__(self) -> tuple[type["Words"], tuple[str]]:
+        if self._folder is None:
+            raise TypeError(
+                "a lexical index in memory cannot be pickled: make it in a folder, "
+                "LexicalIndex(folder)"
+            )
+        return Words, (str(self._folder),)
+
+
+class StoreSearch(Generic[Item]):
+    """Find passages of one store by vectors and words, as the framework's own objects."""
+
+    def __init__(
+        self,
+        index: VectorIndex,
+        encoder: Encoder,
+        words: Words,
+        passages: Passages[Item],
+        settings: tuple[object, object, float],
+    ) -> None:
+        """Open all of it; `settings` are the framework's store and model, and the words' weight."""
+        self._passages = passages
+        self._settings = settings
+        self._retriever = HybridRetriever(index, encoder, words.get(), weight=settings[-1])
+
+    def is_of(self, settings: tuple[object, object, float]) -> bool:
+        """Tell whether it was opened for these settings, none of which was changed since."""
+        return all(mine is theirs for mine, theirs in zip(self._settings, settings, strict=True))
+
+    def find(self, text: str, k: int, filters: Any = None) -> list[tuple[Item, Match]]:
+        """Return the k best passages for a question, best first, each with its scores.
+
+        Raises `ValueError` for k < 1, and `NotImplementedError` for filters that the store does not
+        apply.
+        """
+        retriever = self._retriever
+        if filters is not None:
+            retriever = retriever.within(Filtered(retriever.index, self._passages, filters))
+        (matches,) = retriever.matches([text], k)
+        items = self._passages.items([match.id for match in matches])
+        # A passage that was deleted meanwhile is left out.
+        return [(items[match.id], match) for match in matches if match.id in items]
+
+
+def words_of(
+    index: VectorIndex,
+    passages: Passages[Any],
+    folder: str | Path | None,
+    language: str | None,
+) -> LexicalIndex:
+    """Make a lexical index of the texts that a store gives back."""
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for batch in index.ids(_BATCH):
+            for id_, item in passages.items(batch).items():
+                yield id_, passages.text(item)
+
+    lexical = LexicalIndex(folder, language=language)
+    lexical.fill(texts(), total=len(index))
+    return lexical
