@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nexus_integrations.backends import Role
 from nexus_integrations.data import RetrievalDataset
-from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.encoder import DendriticEncoder, Encoded
 from nexus_integrations.index import FileIndex
 from nexus_integrations.jobs import JobConfig, embed_corpus
 from nexus_integrations.jobs.rows import find_inputs, read_records
@@ -326,20 +327,20 @@ def interrupted(
     corpus: Path, output: Path, encoder: DendriticEncoder, after: int, config: JobConfig
 ) -> None:
     """Run a job whose encoder fails after some shards."""
-    encode, calls = encoder.encode_documents, []
+    encode, calls = encoder.encode, []
 
-    def failing(texts: Sequence[str]) -> object:
+    def failing(texts: Sequence[str], role: Role) -> Encoded:
         calls.append(texts)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return encode(texts)
+        return encode(texts, role)
 
-    encoder.encode_documents = failing  # type: ignore[method-assign]
+    encoder.encode = failing  # type: ignore[method-assign]
     try:
         with pytest.raises(KeyboardInterrupt):
             embed_corpus([corpus], output, lambda: encoder, config)
     finally:
-        del encoder.encode_documents  # type: ignore[method-assign]
+        del encoder.encode  # type: ignore[method-assign]
 
 
 def test_a_job_goes_on_where_it_was(corpus: Path, tmp_path: Path, angles: DendriticEncoder) -> None:
@@ -409,13 +410,13 @@ def test_an_input_that_changes_while_the_job_runs(
     corpus: Path, tmp_path: Path, angles: DendriticEncoder
 ) -> None:
     """A row that is not the planned one is noticed before its vector is written."""
-    encode = angles.encode_documents
+    encode = angles.encode
 
-    def change(texts: Sequence[str]) -> object:
+    def change(texts: Sequence[str], role: Role) -> Encoded:
         corpus.write_bytes(corpus.read_bytes().replace(b"text 9", b"text 0"))
-        return encode(texts)
+        return encode(texts, role)
 
-    angles.encode_documents = change  # type: ignore[method-assign]
+    angles.encode = change  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"in\.jsonl changed while the job ran \(from line 6 on\)"):
         embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles, JobConfig(shard_rows=5))
 
@@ -425,10 +426,10 @@ def test_two_processes_do_not_share_an_output(
 ) -> None:
     """The second one is refused while the first one works."""
 
-    def second(texts: Sequence[str]) -> object:
+    def second(texts: Sequence[str], role: Role) -> object:
         return embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles)
 
-    angles.encode_documents = second  # type: ignore[method-assign]
+    angles.encode = second  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="another process is embedding"):
         embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles)
 
@@ -462,68 +463,85 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_at_random_it_ends_with_the_same_file(
-    many: Path, tmp_path: Path, tiny_model: Path, package_environment: dict[str, str]
+KILLED = """
+import os, signal, sys
+import filelock, numpy, pyarrow.parquet
+from pathlib import Path
+from nexus_integrations.encoder import Encoded
+from nexus_integrations.jobs import JobConfig, embed_corpus
+
+class Lengths:
+    dimension, document_fingerprint = 2, "lengths"
+    def encode(self, texts, role):
+        angles = numpy.array([len(text) for text in texts], dtype=numpy.float32)
+        return Encoded(numpy.stack([numpy.cos(angles), numpy.sin(angles)], axis=1), 0, 0)
+
+many, folder = sys.argv[1:]
+encoder = Lengths()
+os.fsync = lambda handle: None  # a killed process loses nothing that it has written
+whole, output = Path(folder, "whole.parquet"), Path(folder, "v.parquet")
+parts = Path(folder, "v.parquet.parts")
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "sqlite3.connect")
+
+def run(output, kill_at=0):
+    "Run the job in a child that kills itself at a change of a file; return status and changes."
+    read, write = os.pipe()
+    if child := os.fork():
+        os.close(write)
+        status = os.waitpid(child, 0)[1]
+        changes = os.read(read, 100)
+        os.close(read)
+        return status, int(changes or 0)
+    count = 0
+    def before_each_change(event, arguments):
+        nonlocal count
+        if event in CHANGES and str(arguments[0]).startswith(folder):
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(before_each_change)
+    embed_corpus([many], output, lambda: encoder, JobConfig(shard_rows=150))
+    os.write(write, str(count).encode())
+    os._exit(0)
+
+status, changes = run(whole)
+assert status == 0
+shards = set()
+for kill_at in range(1, changes + 1):
+    status, _ = run(output, kill_at)
+    assert status == signal.SIGKILL, (kill_at, status)
+    shards.add(len(list(parts.glob("0*"))))
+    status, _ = run(output)
+    assert status == 0, (kill_at, status)
+    assert output.read_bytes() == whole.read_bytes(), kill_at
+    assert not parts.exists(), kill_at
+    output.unlink()
+kill_at = kills = 0
+while status := run(output, kill_at := kill_at + 3)[0]:
+    assert status == signal.SIGKILL, (kill_at, status)
+    kills += 1
+assert output.read_bytes() == whole.read_bytes()
+print(changes, kills, *sorted(shards))
+"""
+
+
+def test_killed_at_any_change_of_a_file_it_ends_with_the_same_file(
+    many: Path, tmp_path: Path, package_environment: dict[str, str]
 ) -> None:
-    """Killed at random instants; the next runs go on, and the bytes are those of a quiet run."""
-    # Imports and the model take seconds that no kill should fall into: a forked child has both.
-    # Its own processor time ends it, as SIGKILL would, so that no other process's load moves the
-    # instants: twice while it plans, six times among its shards, and once about when it joins them.
-    program = (
-        "import os, sys, random, signal, sqlite3\n"
-        "import filelock, pyarrow.parquet, torch\n"
-        "from nexus_integrations.encoder import DendriticEncoder\n"
-        "from nexus_integrations.jobs import JobConfig, embed_corpus\n"
-        "many, output, whole, model = sys.argv[1:]\n"
-        "torch.set_num_threads(1)\n"
-        "encoder = DendriticEncoder.load(model, backend='torch')\n"
-        "encode, draw, killed_at = encoder.encode_documents, random.Random(0), []\n"
-        "def there():\n"
-        "    parts = output + '.parts'\n"
-        "    return sum(p[0] == '0' for p in os.listdir(parts)) if os.path.isdir(parts) else 0\n"
-        "def end_after(seconds):\n"
-        "    signal.setitimer(signal.ITIMER_PROF, seconds)\n"
-        "def run(output, seconds=0.0, shards=None):\n"
-        "    'How a job ended, its processor seconds; the timer starts at so many shards.'\n"
-        "    if child := os.fork():\n"
-        "        _, status, used = os.wait4(child, 0)\n"
-        "        return status, used.ru_utime + used.ru_stime\n"
-        "    def timed(texts):\n"
-        "        if there() >= shards and signal.getitimer(signal.ITIMER_PROF)[0] == 0:\n"
-        "            end_after(seconds)\n"
-        "        return encode(texts)\n"
-        "    if shards is None:\n"
-        "        end_after(seconds)\n"
-        "    else:\n"
-        "        encoder.encode_documents = timed\n"
-        "    embed_corpus([many], output, lambda: encoder, JobConfig(shard_rows=8))\n"
-        "    os._exit(0)\n"
-        "status, whole_run = run(whole)\n"
-        "assert status == 0\n"
-        "runs = [(draw.uniform(0.001, 0.02), None) for _ in range(2)]\n"
-        "runs += [(draw.uniform(whole_run / 32, whole_run / 8), 0) for _ in range(6)]\n"
-        "for seconds, shards in [*runs, (draw.uniform(0.001, 0.02), 49), (0.0, None)]:\n"
-        "    status, _ = run(output, seconds, shards)\n"
-        "    if status == 0:\n"
-        "        sys.exit(print(*killed_at))\n"
-        "    assert status == signal.SIGPROF, status\n"
-        "    killed_at.append(there())\n"
-        "sys.exit(1)\n"
-    )
-    output, whole = tmp_path / "v.parquet", tmp_path / "whole.parquet"
+    """Killed before each change of a file, once or again and again, it ends with the same bytes."""
     done = subprocess.run(
-        [sys.executable, "-c", program, many, output, whole, tiny_model],
-        env={**package_environment, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", KILLED, many, tmp_path],
+        env=package_environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    killed_at = [int(shards) for shards in done.stdout.split()]
-    assert len(killed_at) >= 8
-    assert len(set(killed_at)) >= 4, "the kills fell between one shard and another"
-    assert output.read_bytes() == whole.read_bytes()
-    assert stored(output)[0] == [f"r{number}" for number in range(400)]
+    changes, kills, *shards = map(int, done.stdout.split())
+    assert shards == [0, 1, 2, 3], "it was killed before, among and after its three shards"
+    assert changes > 20
+    assert kills > 5
+    assert stored(tmp_path / "v.parquet")[0] == [f"r{number}" for number in range(400)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.parquet", "whole.parquet"]
 
 
