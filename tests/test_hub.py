@@ -20,7 +20,8 @@ from nexus_integrations import (
     evaluate,
     finetune,
 )
-from nexus_integrations.hub import model_card, save_to_hub, write_card
+from nexus_integrations.card import model_card, write_card
+from nexus_integrations.hub import save_to_hub
 from nexus_integrations.index import MemoryIndex
 from nexus_integrations.retrievers import DenseRetriever
 

@@ -59,7 +59,7 @@ def finetune(
 
     from nexus_integrations import DendriticEncoder, FinetuneConfig
     from nexus_integrations import finetune as run
-    from nexus_integrations.hub import model_card, write_card
+    from nexus_integrations.card import model_card, write_card
     from nexus_integrations.index import MemoryIndex
     from nexus_integrations.report.plots import plot_growth
 

@@ -35,6 +35,13 @@ _ID = 160  # characters of an id
 _FURTHEST = 10
 
 _NAMES = {"ndcg": "nDCG", "mrr": "MRR", "recall": "Recall", "precision": "Precision"}
+_MEANINGS = {
+    "ndcg": "nDCG@k looks at the first k documents: 1 if the right ones stand on top, less the "
+    "lower they stand, 0 if none is there.",
+    "mrr": "MRR@k is one over the rank of the first right document, 0 if it is below rank k.",
+    "recall": "Recall@k is the share of the right documents that are among the first k.",
+    "precision": "Precision@k is the share of the first k documents that are right.",
+}
 
 
 def render(report: "Report", *, include_text: bool = False) -> str:
@@ -57,6 +64,8 @@ def render(report: "Report", *, include_text: bool = False) -> str:
         "percent": lambda share: f"{share:.0%}".replace("%", " %"),
         "id": _clipped_id,
         "label": _label,
+        "first_part": lambda label: label.partition("@")[0].lower(),
+        "meaning": lambda metric: _MEANINGS[metric.partition("@")[0]],
         "fingerprint": lambda digest: " ".join(digest[i : i + 8] for i in range(0, 64, 8)),
     }
     return environment.from_string(_part("page.html")).render(
