@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nexus_integrations.retrievers import DenseRetriever, HybridRetriever
     from nexus_integrations.training.curve import learning_curve
     from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
+    from nexus_integrations.tuning import TuneConfig, TuneResult, tune
 
 __version__ = "0.1.0"
 
@@ -41,12 +42,15 @@ _HOMES = {
     "RetrievalDataset": "data",
     "Retriever": "protocols",
     "SimilarityDataset": "data",
+    "TuneConfig": "tuning",
+    "TuneResult": "tuning",
     "VectorIndex": "protocols",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "finetune": "training.recipe",
     "learning_curve": "training.curve",
     "nudge_index": "nudge.apply",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -68,12 +72,15 @@ __all__ = [
     "RetrievalDataset",
     "Retriever",
     "SimilarityDataset",
+    "TuneConfig",
+    "TuneResult",
     "VectorIndex",
     "compare",
     "evaluate",
     "finetune",
     "learning_curve",
     "nudge_index",
+    "tune",
 ]
 
 

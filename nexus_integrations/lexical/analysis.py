@@ -59,9 +59,8 @@ class Analysis:
         return re.sub(r"\W+", " ", text) if self.language in _WITHOUT_SPACES else text
 
     def terms(self, text: str) -> list[str]:
-        """Return the distinct terms of a text in the order of their first occurrence."""
-        found = dict.fromkeys(self.analyzer.analyze(self.prepared(text)))
-        return [term for term in found if term.strip()]
+        """Return the terms of a text in order; one that occurs twice counts twice in BM25."""
+        return [term for term in self.analyzer.analyze(self.prepared(text)) if term.strip()]
 
 
 def _analyzer(language: str) -> TextAnalyzer:

@@ -263,6 +263,15 @@ class LexicalIndex:
             _linked(self.folder, Path(name))
             yield LexicalIndex(name)
 
+    def save(self, folder: str | Path) -> None:
+        """Write a copy into a new folder, questions included; raises as opening one does."""
+        copy = LexicalIndex(folder, language=self.language)
+        if len(copy):
+            raise FileExistsError(f"{folder} holds passages already: name another folder")
+        copy._take(self)
+        manifest = {"format": _FORMAT, "language": self.language, "corpus": self.corpus}
+        write_json(Path(folder) / _MANIFEST, manifest)
+
     def _take(self, other: "LexicalIndex") -> None:
         with self._engine.changing(building=True) as change:
             for batch in other.ids():
