@@ -13,15 +13,18 @@ from uuid import uuid4
 
 
 @contextmanager
-def written_whole(path: Path, folder: Path | None = None) -> Iterator[Path]:
+def written_whole(
+    path: Path, folder: Path | None = None, *, private: bool = False
+) -> Iterator[Path]:
     """Give a draft of `path`: synced and renamed in the end, removed when something fails.
 
-    It lies in `folder`, which is of the same file system, by default beside `path`; there it stays
+    With `private`, for what holds text, vectors or questions, only its owner may read it. The draft
+    lies in `folder`, which is of the same file system, by default beside `path`; there it stays
     when the process is killed.
     """
     draft = (folder or path.parent) / f".{path.name}-{uuid4().hex}"
     try:
-        draft.touch(exist_ok=False)
+        draft.touch(mode=0o600 if private else 0o666, exist_ok=False)
         yield draft
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
@@ -81,9 +84,9 @@ def _sync_names(folder: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write what JSON can hold, whole or not at all."""
-    with written_whole(path) as draft:
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    """Write what JSON can hold, whole or not at all; with `private` for its owner alone."""
+    with written_whole(path, private=private) as draft:
         draft.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -16,14 +16,8 @@ from nexus_integrations.backends import load_backbone
 from nexus_integrations.backends.export import export_backbone
 from nexus_integrations.backends.fastest import sample_texts
 from nexus_integrations.backends.folder import PROBE, RUNTIME_MANIFEST
-from nexus_integrations.backends.int8 import (
-    _compensated,
-    _dwarfing,
-    _linear_layers,
-    _quantise,
-    _rewritten,
-    _steps,
-)
+from nexus_integrations.backends.int8 import _compensated, _dwarfing, _quantise, _steps
+from nexus_integrations.backends.int8_graph import linear_layers, with_integers
 from nexus_integrations.backends.session import open_session
 from nexus_integrations.encoder.head import DendriticHead
 from nexus_integrations.files import sha256_of
@@ -217,8 +211,8 @@ def test_a_channel_that_dwarfs_the_others_costs_them_nothing(tmp_path):
         [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-    layers = _linear_layers(model)
-    rewritten = _rewritten(model, layers, {0: _quantise(layers[0], rows)})
+    layers = linear_layers(model)
+    rewritten = with_integers(model, layers, {0: _quantise(layers[0], rows)})
     onnx.checker.check_model(rewritten)
     onnx.save(rewritten, str(tmp_path / "layer.onnx"))
     (found,) = open_session(tmp_path / "layer.onnx").run(None, {"x": rows})

@@ -1,6 +1,6 @@
-"""A model's transformer in bfloat16, on processors that multiply it.
+"""A model's transformer in bfloat16, on CPUs that multiply it.
 
-Weights are laid out for the processor once, and the softmax of attention is a power of two for each
+Weights are laid out for the CPU once, and the softmax of attention is a power of two for each
 score and a product for their sums, without the passes that take each row's largest score away. What
 adds up from layer to layer, and what is normalised, stays in float32.
 """
@@ -17,16 +17,16 @@ from nexus_integrations.backends.model import UnitVectors
 _ATTENTION = "nexus_bfloat16"
 _ROWS = 256  # of an input that weights are laid out for; for others from 16 on it is the same
 _LOWEST = 2.0**-100  # of a sum of powers: below it scores are lost that would count
-_LONGEST = 256  # word pieces of the texts that a model is tried on
-_NEAR = 0.99  # the least cosine to float32, for pieces at random, which lose more than texts
+_LONGEST = 256  # tokens of the texts that a model is tried on
+_NEAR = 0.99  # the least cosine to float32, for tokens at random, which lose more than texts
 
 
 def in_bfloat16(vectors: UnitVectors, vocabulary: int, max_length: int) -> UnitVectors:
     """Return a copy of a model whose linear layers compute in bfloat16, to be run under autocast.
 
     Attention is this module's where the model has transformers' interface for it, and its own where
-    not. A model to which that does other than to others keeps its layers; `vocabulary` is the
-    number of its word pieces, `max_length` how many it reads of a text. The copy can be neither
+    not. A model that fails under this, or gives other vectors, keeps its layers. `vocabulary` is
+    the number of its tokens, `max_length` how many it reads of a text. The copy can be neither
     copied nor saved.
     """
     half = copy.deepcopy(vectors)
@@ -60,10 +60,10 @@ def _agree(half: UnitVectors, exact: UnitVectors, vocabulary: int, length: int) 
 
 
 def _is_fast_here(model: nn.Module) -> bool:
-    """Tell a processor, and a PyTorch, that lay weights out for products in bfloat16."""
+    """Return whether this CPU and PyTorch lay weights out for products in bfloat16."""
     try:
-        on_processor = all(tensor.device.type == "cpu" for tensor in model.parameters())
-        if not on_processor or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        on_cpu = all(tensor.device.type == "cpu" for tensor in model.parameters())
+        if not on_cpu or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
         _PackedLinear(nn.Linear(16, 16))(torch.zeros(1, 16))
     except (AttributeError, RuntimeError):  # built without oneDNN, or with another one

@@ -61,7 +61,7 @@ def fastest_of_model(
     """Return the fastest way of running a model's folder; `ways` are by precision, float32 first.
 
     A way that this machine or installation does not have is left out. What was found is kept beside
-    the cached graphs, for this processor: vectors of two precisions do not mix, so the answer must
+    the cached graphs, for this CPU: vectors of two precisions do not mix, so the answer must
     not follow the noise of a second measurement. Raises `ValueError` where it cannot be kept.
     """
     place = cache_folder() / f"{source_digest(folder)[:40]}-auto-{_key(device, ways)}-{RECIPE}.json"

@@ -31,7 +31,8 @@ def cores() -> int:
 class Turns:
     """A number of threads that several callers compute with, all of them or one at a time.
 
-    No more compute than that, whoever calls; who waits for all of them is waited for.
+    No more than that compute at a time, whoever calls. A caller that waits for all threads comes
+    before later callers.
     """
 
     def __init__(self, threads: int) -> None:
