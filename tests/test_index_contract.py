@@ -15,6 +15,7 @@ import pytest
 from index_stores import STORES, QdrantFolder, free_port, open_store
 
 from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.index import identity_of, purge
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
 from nexus_integrations.protocols import Metric, VectorIndex
@@ -265,6 +266,116 @@ def test_nudge_and_undo(filled, toy):
         )
         assert report.undo(filled.index) == expected.undo(memory)
         np.testing.assert_allclose(filled.index.vectors(filled.ids), base, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*STORES, "qdrant-folder"])
+def test_identity_is_the_stores_alone(name, tmp_path, request):
+    """A store keeps its identity when vectors change and when opened again; others have others."""
+    kind = {**STORES, "qdrant-folder": QdrantFolder}[name]
+    made = set()
+    for number in ("first", "second"):
+        (tmp_path / number).mkdir()
+        store = open_store(kind, tmp_path / number, request.getfixturevalue)
+        filled = Filled(store, kind.metrics[-1], size=40)
+        index, contents = filled.index, store.contents(filled.ids[0])
+        identity = identity_of(index, create=True)
+        assert bool(identity) == kind.identified
+        index.replace(filled.ids[:5], filled.new[:5])
+        assert identity_of(index) == identity_of(index, create=True) == identity
+        if store.reopen is not None:
+            index = store.reopen()
+            assert identity_of(index) == identity
+        assert store.contents(filled.ids[0]) == contents
+        filled.check_vectors(index, np.concatenate([filled.new[:5], filled.vectors[5:]]))
+        made.add(identity)
+        store.close()
+    assert len(made) == 1 + kind.identified
+
+
+def test_asking_for_an_identity_writes_nothing(store_of):
+    """Without `create` a store that would hold a note stays as it is."""
+    for name in ("qdrant", "lancedb", "milvus"):
+        index = Filled(store_of(STORES[name]), "l2", size=4).index
+        assert [identity_of(index), identity_of(index)] == ["", ""]
+
+
+def test_identities_within_one_store(store_of):
+    """A vector of another name, and a part of a table, are stores of their own; a note is kept."""
+    named = Filled(store_of(STORES["qdrant-named"]), "l2", size=4)
+    named.store.client.update_collection("docs", metadata={"owner": "ward 3"})
+    body = named.index
+    title = type(body)(body.client, "docs", "title")
+    first, second = identity_of(body, create=True), identity_of(title, create=True)
+    assert first.rpartition(":")[0] == second.rpartition(":")[0] != ""
+    assert first != second
+    assert named.store.client.get_collection("docs").config.metadata["owner"] == "ward 3"
+    rows = Filled(store_of(STORES["postgres"]), "l2", size=4)
+    from psycopg import sql
+
+    options = {"metric": "l2", "where": sql.SQL("page = 7")}
+    part = type(rows.index)(rows.store.connection, 'Data "x"', "Node Id", "embedding", **options)
+    assert identity_of(part) not in ("", identity_of(rows.index))
+
+
+def found_in(folder, vector):
+    """The files below a folder that hold a vector's bytes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [path.name for path in files if vector.tobytes() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [  # Milvus Lite keeps what lies in saved segments, not in its log
+        *(("chroma-folder", size) for size in (4, 1500)),
+        *(("lancedb", size) for size in (4, 1500)),
+        ("milvus", 4),
+    ],
+)
+def test_purge_leaves_no_earlier_vector_in_the_folder(name, size, store_of):
+    """The bytes of a replaced vector are in the store's files before the purge, and not after."""
+    filled = Filled(store_of(STORES[name]), "l2", size=size)
+    index, folder = filled.index, filled.store.folder
+    index.replace(filled.ids[:3], filled.new[:3])
+    assert found_in(folder, filled.vectors[1])
+    remaining = purge(index)
+    assert found_in(folder, filled.vectors[1]) == []
+    assert remaining
+    assert "earlier vectors" in " ".join(remaining)
+    now = np.concatenate([filled.new[:3], filled.vectors[3:]])
+    filled.check_vectors(index, now)
+    filled.check_search(index, now)
+    again = filled.store.reopen()
+    filled.check_vectors(again, now)
+
+
+def test_purge_vacuums_postgres_outside_of_transactions(store_of):
+    """VACUUM runs once; within a transaction it is refused; the connection stays as it was."""
+    filled = Filled(store_of(STORES["postgres"]), "l2", size=4)
+    connection, index = filled.store.connection, filled.index
+    index.replace(filled.ids, filled.new)
+    count = 'SELECT pg_stat_get_vacuum_count(\'"Data ""x"""\'::regclass)'
+    with connection.transaction():
+        before = connection.execute(count).fetchone()[0]
+        with pytest.raises(ValueError, match="commit it first"):
+            purge(index)
+    assert any("VACUUM FULL" in where for where in purge(index))
+    assert connection.autocommit is False
+    assert connection.execute(count).fetchone()[0] == before + 1
+    connection.commit()
+    filled.check_vectors(index, filled.new)
+
+
+def test_purge_says_what_it_cannot_do(store_of):
+    """Qdrant, a Chroma server and memory remove nothing, and say so."""
+    for name, says in (
+        ("qdrant", "until its optimizer"),
+        ("chroma-server", "chroma vacuum"),
+        ("milvus", "saved segments"),
+        ("faiss-flat", "files that were written"),
+        ("memory", "MemoryIndex cannot remove"),
+    ):
+        index = Filled(store_of(STORES[name]), "l2", size=4).index
+        assert any(says in where for where in purge(index))
 
 
 @pytest.mark.parametrize("name", STORES)

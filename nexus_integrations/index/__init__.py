@@ -2,5 +2,6 @@
 
 from nexus_integrations.index.file import FileIndex
 from nexus_integrations.index.memory import MemoryIndex
+from nexus_integrations.index.optional import identity_of, purge
 
-__all__ = ["FileIndex", "MemoryIndex"]
+__all__ = ["FileIndex", "MemoryIndex", "identity_of", "purge"]

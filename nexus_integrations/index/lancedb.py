@@ -1,6 +1,8 @@
 """Vectors in a LanceDB table."""
 
+import warnings
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from nexus_integrations.index.checks import (
     slices,
     unique,
 )
+from nexus_integrations.index.optional import NOTE, new_note
 from nexus_integrations.protocols import Floats, Hits, Metric
 
 _METRICS = {"cosine": Metric.COSINE, "dot": Metric.DOT, "l2": Metric.L2}
 _BATCH_SIZE = 1000  # ids in one WHERE clause
+_TAG = f"lancedb:tag:{NOTE}"  # LanceDB's form for a tag that a user defines
 
 
 class LanceDBIndex:
@@ -139,6 +143,35 @@ class LanceDBIndex:
         )
         # Only the columns given change.
         self.table.merge_insert(self.id_column).when_matched_update_all().execute(new)
+
+    def identity(self, *, create: bool = False) -> str:
+        """Return what a tag in the metadata of the vector column says.
+
+        "" while there is none, and for a LanceDB without `update_field_metadata` (before 0.33.1).
+        """
+        note = self._note()
+        if not note and create and hasattr(self.table, "update_field_metadata"):
+            new = {"path": self.vector_column, "metadata": {_TAG: new_note()}}
+            self.table.update_field_metadata(new)
+            note = self._note()
+        return f"lancedb:{note}" if note else ""
+
+    def purge(self) -> list[str]:
+        """Remove all versions of the table but the latest, by `table.optimize`.
+
+        A process that still reads an earlier version fails.
+        """
+        with warnings.catch_warnings():  # LanceDB says the above
+            warnings.filterwarnings("ignore", message="optimize")
+            self.table.optimize(cleanup_older_than=timedelta(0))
+        return [
+            "LanceDB versions under a tag or branch, and copies and backups of the table, keep "
+            "earlier vectors"
+        ]
+
+    def _note(self) -> str:
+        metadata = self.table.schema.field(self.vector_column).metadata or {}
+        return str(metadata.get(_TAG.encode(), b"").decode())
 
     def _index_metric(self) -> str | None:
         for index in self.table.list_indices():

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from nexus_integrations.index.checks import (
@@ -14,6 +15,7 @@ from nexus_integrations.index.checks import (
     slices,
     unique,
 )
+from nexus_integrations.index.optional import NOTE, new_note
 from nexus_integrations.protocols import Floats, Hits, Metric
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -168,6 +170,34 @@ class MilvusIndex:
                 for id_, vector in zip(ids[part], vectors[part].tolist(), strict=True)
             ]
             self.client.upsert(self.collection, new, partial_update=True)
+
+    def identity(self, *, create: bool = False) -> str:
+        """Return what a property of the collection says, with the vector field; "" without it.
+
+        "" too where the server refuses properties that it does not know.
+        """
+        from pymilvus import MilvusException
+
+        note = self._note()
+        if not note and create:
+            with suppress(MilvusException):
+                self.client.alter_collection_properties(self.collection, {NOTE: new_note()})
+            note = self._note()
+        return f"milvus:{note}:{self.vector_field}" if note else ""
+
+    def purge(self) -> list[str]:
+        """Write the collection's log into segments, and ask Milvus to compact them."""
+        self.client.flush(self.collection)
+        self.client.compact(self.collection)
+        return [
+            "Milvus keeps earlier vectors in saved segments until it has compacted these and its "
+            "garbage collector removes the old ones (dataCoord.gc.dropTolerance, hours by "
+            "default), and in backups"
+        ]
+
+    def _note(self) -> str:
+        found = self.client.describe_collection(self.collection).get("properties") or {}
+        return str(dict(found).get(NOTE, ""))
 
     def _key(self, id_: str) -> str | int:
         return int(id_) if self._number else id_
