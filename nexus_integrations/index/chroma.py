@@ -116,30 +116,36 @@ class ChromaIndex:
         for part in slices(len(ids), self._batch_size):
             self.collection.update(ids=list(ids[part]), embeddings=vectors[part])
 
-    def identity(self, *, create: bool = False) -> str:
-        """Return the id that Chroma gave the collection."""
+    @property
+    def identity(self) -> str:
+        """The id that Chroma gave the collection."""
         return f"chroma:{self.collection.id}"
 
-    def purge(self) -> list[str]:
+    def purge(self) -> str:
         """Let Chroma save its graph and clear its log, then rebuild the database of its folder.
 
         Chroma does the first after `sync_threshold` writes: so many stored vectors are written
-        again, unchanged. A server has no call for the second. Raises `sqlite3.OperationalError`
-        when another process uses the database for 30 seconds.
+        again, unchanged. A server has no call for the second.
         """
         settings = self.collection._client.get_settings()
         if settings.chroma_server_host:
-            return [
+            return (
                 "the Chroma server keeps earlier vectors in its log and database file: stop it "
                 "and run `chroma vacuum` on its folder"
-            ]
+            )
         if not settings.is_persistent:
-            return []
+            return ""
         self._write_again()
         database = Path(settings.persist_directory) / "chroma.sqlite3"
-        with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
-            connection.execute("VACUUM")
-        return ["copies and backups of the Chroma folder keep earlier vectors"]
+        try:
+            with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+                connection.execute("VACUUM")
+        except sqlite3.OperationalError:
+            return (
+                "Chroma's database may keep earlier vectors in free pages, since another process "
+                "has been using it: run `chroma vacuum` on its folder"
+            )
+        return "copies and backups of the Chroma folder keep earlier vectors"
 
     def _write_again(self) -> None:
         """Write stored vectors again, unchanged, until Chroma has saved its graph."""

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from nexus_integrations.index.checks import (
+    NOTE,
     as_hits,
     check_none_missing,
     check_queries,
     check_replacement,
     in_order,
+    new_note,
     slices,
     unique,
 )
-from nexus_integrations.index.optional import NOTE, new_note
 from nexus_integrations.protocols import Floats, Hits, Metric
 
 _METRICS = {"cosine": Metric.COSINE, "dot": Metric.DOT, "l2": Metric.L2}
@@ -144,19 +145,24 @@ class LanceDBIndex:
         # Only the columns given change.
         self.table.merge_insert(self.id_column).when_matched_update_all().execute(new)
 
-    def identity(self, *, create: bool = False) -> str:
-        """Return what a tag in the metadata of the vector column says.
-
-        "" while there is none, and for a LanceDB without `update_field_metadata` (before 0.33.1).
-        """
-        note = self._note()
-        if not note and create and hasattr(self.table, "update_field_metadata"):
-            new = {"path": self.vector_column, "metadata": {_TAG: new_note()}}
-            self.table.update_field_metadata(new)
-            note = self._note()
+    @property
+    def identity(self) -> str:
+        """What `mark` left in the metadata of the vector column; "" before."""
+        metadata = self.table.schema.field(self.vector_column).metadata or {}
+        note = metadata.get(_TAG.encode(), b"").decode()
         return f"lancedb:{note}" if note else ""
 
-    def purge(self) -> list[str]:
+    def mark(self) -> str:
+        """Give the table an identity, if it has none, and return it.
+
+        "" for a LanceDB without `update_field_metadata` (before 0.33.1).
+        """
+        if not self.identity and hasattr(self.table, "update_field_metadata"):
+            new = {"path": self.vector_column, "metadata": {_TAG: new_note()}}
+            self.table.update_field_metadata(new)
+        return self.identity
+
+    def purge(self) -> str:
         """Remove all versions of the table but the latest, by `table.optimize`.
 
         A process that still reads an earlier version fails.
@@ -164,14 +170,10 @@ class LanceDBIndex:
         with warnings.catch_warnings():  # LanceDB says the above
             warnings.filterwarnings("ignore", message="optimize")
             self.table.optimize(cleanup_older_than=timedelta(0))
-        return [
+        return (
             "LanceDB versions under a tag or branch, and copies and backups of the table, keep "
             "earlier vectors"
-        ]
-
-    def _note(self) -> str:
-        metadata = self.table.schema.field(self.vector_column).metadata or {}
-        return str(metadata.get(_TAG.encode(), b"").decode())
+        )
 
     def _index_metric(self) -> str | None:
         for index in self.table.list_indices():

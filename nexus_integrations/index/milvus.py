@@ -7,15 +7,16 @@ from contextlib import suppress
 from typing import Any
 
 from nexus_integrations.index.checks import (
+    NOTE,
     as_hits,
     check_none_missing,
     check_queries,
     check_replacement,
     in_order,
+    new_note,
     slices,
     unique,
 )
-from nexus_integrations.index.optional import NOTE, new_note
 from nexus_integrations.protocols import Floats, Hits, Metric
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -171,33 +172,34 @@ class MilvusIndex:
             ]
             self.client.upsert(self.collection, new, partial_update=True)
 
-    def identity(self, *, create: bool = False) -> str:
-        """Return what a property of the collection says, with the vector field; "" without it.
+    @property
+    def identity(self) -> str:
+        """What `mark` left in the collection's properties, with the vector field; "" before."""
+        found = self.client.describe_collection(self.collection).get("properties") or {}
+        note = dict(found).get(NOTE)
+        return f"milvus:{note}:{self.vector_field}" if note else ""
 
-        "" too where the server refuses properties that it does not know.
+    def mark(self) -> str:
+        """Give the collection an identity, if it has none, and return it.
+
+        "" where the server refuses properties that it does not know.
         """
         from pymilvus import MilvusException
 
-        note = self._note()
-        if not note and create:
+        if not self.identity:
             with suppress(MilvusException):
                 self.client.alter_collection_properties(self.collection, {NOTE: new_note()})
-            note = self._note()
-        return f"milvus:{note}:{self.vector_field}" if note else ""
+        return self.identity
 
-    def purge(self) -> list[str]:
+    def purge(self) -> str:
         """Write the collection's log into segments, and ask Milvus to compact them."""
         self.client.flush(self.collection)
         self.client.compact(self.collection)
-        return [
+        return (
             "Milvus keeps earlier vectors in saved segments until it has compacted these and its "
             "garbage collector removes the old ones (dataCoord.gc.dropTolerance, hours by "
             "default), and in backups"
-        ]
-
-    def _note(self) -> str:
-        found = self.client.describe_collection(self.collection).get("properties") or {}
-        return str(dict(found).get(NOTE, ""))
+        )
 
     def _key(self, id_: str) -> str | int:
         return int(id_) if self._number else id_

@@ -252,8 +252,9 @@ class PostgresIndex:
                 texts = [json.dumps(vector) for vector in vectors[part].tolist()]
                 self._fetch(update, ids=wanted[part], vectors=texts)
 
-    def identity(self, *, create: bool = False) -> str:
-        """Return what Postgres calls the cluster, the database and the table, and their rows.
+    @property
+    def identity(self) -> str:
+        """What Postgres calls the cluster, the database and the table, and their rows.
 
         The same after VACUUM and in a physical copy; another after dump and restore or
         pg_upgrade, and for another `where`. "" where the role may not call `pg_control_system()`.
@@ -265,25 +266,25 @@ class PostgresIndex:
         rows = self._parts["where"].as_string(self.connection)
         return ":".join(["postgres", *found, hashlib.sha256(rows.encode()).hexdigest()[:16]])
 
-    def purge(self) -> list[str]:
-        """Run VACUUM on the table; readers and writers go on.
-
-        Raises `ValueError` within an open transaction, in which Postgres refuses it.
-        """
+    def purge(self) -> str:
+        """Run VACUUM on the table; readers and writers go on. Postgres refuses it in a transaction."""
         connection = self.connection
         if connection.info.transaction_status is not TransactionStatus.IDLE:
-            raise ValueError("Postgres cannot vacuum within a transaction: commit it first")
+            return (
+                "Postgres keeps earlier vectors in the table, since it cannot vacuum within an "
+                "open transaction: commit it and run VACUUM"
+            )
         before = connection.autocommit
         connection.autocommit = True
         try:
             connection.execute(sql.SQL("VACUUM {table}").format(**self._parts))
         finally:
             connection.autocommit = before
-        return [
-            "Postgres keeps earlier vectors in the free space of the table's pages until it is "
-            "written again (VACUUM FULL writes the table anew, and locks it)",
-            "the write-ahead log, replicas and backups of Postgres keep earlier vectors",
-        ]
+        return (
+            "Postgres keeps earlier vectors in free space of the table's pages until that is used "
+            "again (VACUUM FULL writes the table anew, and locks it), and in its write-ahead log, "
+            "replicas and backups"
+        )
 
     def _similarity(self, distance: float) -> float:
         """Turn pgvector's 1 − cos, −⟨q, d⟩ and ‖q − d‖ into similarities."""

@@ -6,16 +6,17 @@ from typing import Any
 from uuid import UUID
 
 from nexus_integrations.index.checks import (
+    NOTE,
     as_hits,
     check_form,
     check_none_missing,
     check_queries,
     check_replacement,
     in_order,
+    new_note,
     slices,
     unique,
 )
-from nexus_integrations.index.optional import NOTE, new_note
 from nexus_integrations.protocols import Floats, Hits, Metric
 
 try:
@@ -161,27 +162,28 @@ class QdrantIndex:
             ]
             self.client.update_vectors(self.collection, points=new, wait=True)
 
-    def identity(self, *, create: bool = False) -> str:
-        """Return what a key in the collection's metadata says, with the vector's name.
-
-        "" while there is none, and where client or server know no metadata (Qdrant before 1.16).
-        """
-        note = self._note()
-        if not note and create and "metadata" in models.CollectionConfig.model_fields:
-            self.client.update_collection(self.collection, metadata={NOTE: new_note()})
-            note = self._note()
+    @property
+    def identity(self) -> str:
+        """What `mark` left in the collection's metadata, with the vector's name; "" before."""
+        config = self.client.get_collection(self.collection).config
+        note = (getattr(config, "metadata", None) or {}).get(NOTE)
         return f"qdrant:{note}:{self.vector_name or ''}" if note else ""
 
-    def purge(self) -> list[str]:
+    def mark(self) -> str:
+        """Give the collection an identity, if it has none, and return it.
+
+        "" where client or server know no metadata (Qdrant before 1.16).
+        """
+        if not self.identity and "metadata" in models.CollectionConfig.model_fields:
+            self.client.update_collection(self.collection, metadata={NOTE: new_note()})
+        return self.identity
+
+    def purge(self) -> str:
         """Do nothing: Qdrant offers no call that removes earlier vectors at once."""
-        return [
+        return (
             "Qdrant keeps earlier vectors in its log and segments until its optimizer rewrites "
             "them, and in snapshots"
-        ]
-
-    def _note(self) -> str:
-        config = self.client.get_collection(self.collection).config
-        return str((getattr(config, "metadata", None) or {}).get(NOTE, ""))
+        )
 
     def _points(self, ids: Sequence[str], vectors: bool | str) -> Any:
         return self.client.retrieve(
