@@ -267,7 +267,7 @@ class PostgresIndex:
         return ":".join(["postgres", *found, hashlib.sha256(rows.encode()).hexdigest()[:16]])
 
     def purge(self) -> str:
-        """Run VACUUM on the table; readers and writers go on. Postgres refuses it in a transaction."""
+        """Run VACUUM on the table, outside of transactions; readers and writers go on."""
         connection = self.connection
         if connection.info.transaction_status is not TransactionStatus.IDLE:
             return (
