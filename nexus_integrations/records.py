@@ -89,10 +89,14 @@ def _read(hint: Any, content: Any, name: str) -> Any:
         )
     if origin is list and isinstance(content, list):
         return [_read(arguments[0], item, name) for item in content]
+    if origin is tuple and isinstance(content, list) and arguments[-1:] == (...,):
+        return tuple(_read(arguments[0], item, name) for item in content)
     if origin is tuple and isinstance(content, list) and len(content) == len(arguments):
         return tuple(_read(a, item, name) for a, item in zip(arguments, content, strict=True))
     if hint is float and (content is None or type(content) in (int, float)):
         return float("nan") if content is None else float(content)
+    if hint is Path and isinstance(content, str):
+        return Path(content)
     if type(content) is hint:
         return content
     raise _Malformed(name)

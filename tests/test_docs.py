@@ -189,7 +189,7 @@ def test_what_is_not_run_is_still_there():
 def test_pictures_are_drawn(tmp_path):
     """The script that draws the pictures draws all that the pages show."""
     script = [sys.executable, str(ROOT / "docs" / "pictures.py"), str(tmp_path)]
-    subprocess.run(script, check=True, timeout=120)
+    subprocess.run(script, check=True, timeout=600)
     shown = {path.name for path in (ROOT / "docs" / "images").iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == shown
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -227,7 +227,7 @@ def site(tmp_path_factory) -> Path:
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -135,7 +135,7 @@ def endpoint(tuned, package_environment, tmp_path_factory) -> Iterator[str]:
     )
     try:
         assert server.stdout.readline() == f"fingerprint {tuned.fingerprint}\n"
-        for _ in range(300):
+        for _ in range(3000):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=1)
                 break
@@ -145,7 +145,7 @@ def endpoint(tuned, package_environment, tmp_path_factory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=120)
 
 
 def post(endpoint: str, **content: object) -> dict[str, object]:

@@ -50,7 +50,7 @@ def run(program: str, environment: dict[str, str]) -> subprocess.CompletedProces
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -32,7 +32,7 @@ def chroma_port():
     command = [str(program), "run", "--path", folder, "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
+        for _ in range(3000):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/heartbeat", timeout=1)
                 break
@@ -42,7 +42,7 @@ def chroma_port():
         yield port
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=120)
         shutil.rmtree(folder)
 
 

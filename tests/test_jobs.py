@@ -18,8 +18,10 @@ from nexus_integrations.backends import Role
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder, Encoded
 from nexus_integrations.index import FileIndex
-from nexus_integrations.jobs import JobConfig, embed_corpus
-from nexus_integrations.jobs.rows import find_inputs, read_records
+from nexus_integrations.jobs import JobConfig, JobResult, embed_corpus
+from nexus_integrations.jobs import rows as job_rows
+from nexus_integrations.jobs.inputs import find_inputs
+from nexus_integrations.jobs.rows import read_rows
 
 TEXTS = {f"d{number}": f"text {number}" for number in range(10)}
 
@@ -48,7 +50,7 @@ def rows_of(path: Path, **columns: object) -> list[tuple[str, str, str | None]]:
     return [
         (record.id, record.text, record.problem)
         for file in find_inputs([path], **columns)
-        for record in read_records(file)
+        for record in read_rows(file)
     ]
 
 
@@ -101,10 +103,10 @@ def test_a_file_is_entered_at_any_record(tmp_path: Path, suffix: str) -> None:
         data = "".join(json.dumps({"id": n, "text": t}) + "\n\n" for n, t in enumerate(texts))
         path.write_bytes(gzip.compress(data.encode()) if suffix.endswith("gz") else data.encode())
     (file,) = find_inputs([path])
-    records = list(read_records(file))
+    records = list(read_rows(file))
     assert [record.text for record in records] == texts
     for number, record in enumerate(records):
-        assert list(read_records(file, record.offset, record.line)) == records[number:]
+        assert list(read_rows(file, record.offset, record.line)) == records[number:]
 
 
 def test_columns_are_found_or_named(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_bad_rows_are_left_out_where_asked(
 ) -> None:
     """The good rows are embedded in order, also when a shard is entered in the middle."""
     (tmp_path / "in.jsonl").write_text("\n".join(BAD))
-    report = embed_corpus(
+    result = embed_corpus(
         [tmp_path / "in.jsonl"],
         tmp_path / "v.parquet",
         lambda: angles,
@@ -222,8 +224,8 @@ def test_bad_rows_are_left_out_where_asked(
     ids, vectors = stored(tmp_path / "v.parquet")
     assert ids == ["a", "z"]
     assert vectors == pytest.approx(angles.encode_documents(["text 1", "text 9"]))
-    assert (report.rows, report.rejected) == (2, 8)
-    assert report.rejects == tmp_path / "v.parquet.rejected.jsonl"
+    assert (result.rows, result.rejected) == (2, 8)
+    assert result.rejects == tmp_path / "v.parquet.rejected.jsonl"
 
 
 def test_bad_csv_rows(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_bad_csv_rows(tmp_path: Path) -> None:
     found = {
         record.line: record.problem or record.text
         for file in find_inputs([path])
-        for record in read_records(file)
+        for record in read_rows(file)
     }
     assert found == {
         2: "one\ntwo",
@@ -281,12 +283,12 @@ def test_parquet_equals_one_call_of_the_encoder(
     corpus: Path, tmp_path: Path, angles: DendriticEncoder
 ) -> None:
     """Ids in the order of the input, the encoder's vectors, and nothing left beside the file."""
-    report = embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles, JobConfig(shard_rows=3))
+    result = embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles, JobConfig(shard_rows=3))
     ids, vectors = stored(tmp_path / "v.parquet")
     assert ids == list(TEXTS)
     assert np.array_equal(vectors, angles.encode_documents(list(TEXTS.values())))
-    assert (report.rows, report.resumed, report.dimension) == (10, 0, 2)
-    assert report.fingerprint == angles.document_fingerprint
+    assert (result.rows, result.resumed, result.dimension) == (10, 0, 2)
+    assert result.fingerprint == angles.document_fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "v.parquet"]
     about = pq.read_schema(tmp_path / "v.parquet").metadata
     assert about[b"fingerprint"].decode() == angles.document_fingerprint
@@ -294,12 +296,12 @@ def test_parquet_equals_one_call_of_the_encoder(
 
 def test_npy_with_ids_beside_it(corpus: Path, tmp_path: Path, angles: DendriticEncoder) -> None:
     """A plain float32 array, and one JSON string a line for its rows."""
-    report = embed_corpus([corpus], tmp_path / "v.npy", lambda: angles, JobConfig(shard_rows=4))
+    result = embed_corpus([corpus], tmp_path / "v.npy", lambda: angles, JobConfig(shard_rows=4))
     vectors = np.load(tmp_path / "v.npy")
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, angles.encode_documents(list(TEXTS.values())))
-    assert report.ids == tmp_path / "v.ids.jsonl"
-    assert [json.loads(line) for line in report.ids.open()] == list(TEXTS)
+    assert result.ids == tmp_path / "v.ids.jsonl"
+    assert [json.loads(line) for line in result.ids.open()] == list(TEXTS)
 
 
 def test_roles_have_their_own_side(corpus: Path, tmp_path: Path, angles: DendriticEncoder) -> None:
@@ -310,14 +312,77 @@ def test_roles_have_their_own_side(corpus: Path, tmp_path: Path, angles: Dendrit
     assert (about[b"role"], about[b"fingerprint"].decode()) == (b"query", angles.fingerprint)
 
 
+def test_a_result_is_saved_and_printed(corpus: Path, tmp_path: Path, angles) -> None:
+    """It loads again as it was, and prints what a user must know in a few lines."""
+    config = JobConfig(shard_rows=4)
+    interrupted(corpus, tmp_path / "v.npy", angles, 1, config)
+    result = embed_corpus([corpus], tmp_path / "v.npy", lambda: angles, config)
+    result.save(tmp_path / "result.json")
+    assert JobResult.load(tmp_path / "result.json") == result
+    told = str(replace(result, seconds=0.5, blank=1200, truncated=3)).splitlines()
+    ids = tmp_path / "v.ids.jsonl"
+    assert told == [
+        f"10 vectors of 2 numbers were written to {tmp_path / 'v.npy'}, their ids to {ids}.",
+        "6 rows were embedded in 0.5 s (12 rows/s).",
+        "An earlier run had embedded 4 rows.",
+        "3 texts were longer than the model reads and cut off.",
+        "1,200 texts are blank: their vectors mean nothing.",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv.gz", "parquet", "json"])
+def test_a_text_is_read_twice_at_most(
+    tmp_path: Path, angles: DendriticEncoder, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Once to check all rows, once to embed its shard; after an interruption as well."""
+    path = tmp_path / f"in.{suffix}"
+    if suffix == "jsonl":
+        lines(path, [{"id": i, "text": t} for i, t in TEXTS.items()])
+    elif suffix == "csv.gz":
+        content = "id,text\n" + "".join(f"{i},{t}\n" for i, t in TEXTS.items())
+        path.write_bytes(gzip.compress(content.encode()))
+    elif suffix == "parquet":
+        pq.write_table(pa.table({"id": list(TEXTS), "text": list(TEXTS.values())}), path)
+    else:
+        RetrievalDataset(queries={"q": "?"}, corpus=TEXTS, relevant_docs={"q": ["d0"]}).to_json(
+            path
+        )
+    read, make, from_json = [], job_rows._row, RetrievalDataset.from_json
+
+    def counted(file, offset, line, values):
+        read.append(values[0])
+        return make(file, offset, line, values)
+
+    monkeypatch.setattr(job_rows, "_row", counted)
+    config, parsed = JobConfig(shard_rows=2), []
+    monkeypatch.setattr(RetrievalDataset, "from_json", lambda p: parsed.append(p) or from_json(p))
+    embed_corpus([path], tmp_path / "v.parquet", lambda: angles, config)
+    assert sorted(read) == sorted([*TEXTS, *TEXTS])
+    assert len(parsed) == (2 if suffix == "json" else 0)
+    interrupted(path, tmp_path / "w.parquet", angles, 3, config)
+    read.clear()
+    embed_corpus([path], tmp_path / "w.parquet", lambda: angles, config)
+    assert max(read.count(id_) for id_ in TEXTS) == 2
+    asked = sorted(text for _, text in angles.backbone.asked)  # type: ignore[attr-defined]
+    assert asked == sorted([*TEXTS.values(), *TEXTS.values()]), "each once in both jobs"
+
+
+def test_an_unfinished_job_is_its_owners(
+    corpus: Path, tmp_path: Path, angles: DendriticEncoder
+) -> None:
+    """Nobody else looks into the folder of shards."""
+    interrupted(corpus, tmp_path / "v.parquet", angles, 1, JobConfig(shard_rows=2))
+    assert (tmp_path / "v.parquet.parts").stat().st_mode & 0o777 == 0o700
+
+
 def test_blank_texts_are_embedded_and_counted(tmp_path: Path, angles: DendriticEncoder) -> None:
-    """As by the encoder itself: a vector, a warning, and their number in the report."""
+    """As by the encoder itself: a vector, a warning, and their number in the result."""
     path = lines(
         tmp_path / "in.jsonl", [{"id": i, "text": t} for i, t in {"a": "", "b": " "}.items()]
     )
     with pytest.warns(UserWarning, match="are blank"):
-        report = embed_corpus([path], tmp_path / "v.parquet", lambda: angles)
-    assert (report.rows, report.blank) == (2, 2)
+        result = embed_corpus([path], tmp_path / "v.parquet", lambda: angles)
+    assert (result.rows, result.blank) == (2, 2)
 
 
 # What an interruption leaves
@@ -350,8 +415,8 @@ def test_a_job_goes_on_where_it_was(corpus: Path, tmp_path: Path, angles: Dendri
     interrupted(corpus, tmp_path / "v.parquet", angles, 3, config)
     assert not (tmp_path / "v.parquet").exists()
     angles.backbone.asked.clear()  # type: ignore[attr-defined]
-    report = embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles, config)
-    assert report.resumed == 6
+    result = embed_corpus([corpus], tmp_path / "v.parquet", lambda: angles, config)
+    assert result.resumed == 6
     asked = [text for _, text in angles.backbone.asked]  # type: ignore[attr-defined]
     assert asked == ["text 6", "text 7", "text 8", "text 9"]
     assert (tmp_path / "v.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
@@ -401,8 +466,8 @@ def test_a_damaged_shard_is_embedded_again(
         pq.write_table(pq.read_table(part).replace_schema_metadata({"job": "x"}), part)
     else:
         part.unlink()
-    report = embed_corpus([corpus], output, lambda: angles, config)
-    assert report.resumed == 0
+    result = embed_corpus([corpus], output, lambda: angles, config)
+    assert result.resumed == 0
     assert np.array_equal(stored(output)[1], angles.encode_documents(list(TEXTS.values())))
 
 
@@ -410,6 +475,9 @@ def test_an_input_that_changes_while_the_job_runs(
     corpus: Path, tmp_path: Path, angles: DendriticEncoder
 ) -> None:
     """A row that is not the planned one is noticed before its vector is written."""
+    # Rows longer than any buffer: what is not read yet is still in the file alone.
+    rows = [{"id": i, "text": t, "note": "x" * 2**20} for i, t in TEXTS.items()]
+    lines(corpus, rows)
     encode = angles.encode
 
     def change(texts: Sequence[str], role: Role) -> Encoded:
@@ -550,7 +618,7 @@ def test_killed_at_any_change_of_a_file_it_ends_with_the_same_file(
 def test_ray_gives_what_one_machine_gives(
     many: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two machines of one processor each: the same file; what one engine began another finishes."""
+    """Two machines of one CPU each: the same file; what one engine began another finishes."""
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray._common.usage.usage_lib import usage_stats_enabled
@@ -569,11 +637,11 @@ def test_ray_gives_what_one_machine_gives(
         ray.init(address=cluster.address, log_to_driver=False, logging_level="WARNING")
         config = JobConfig(shard_rows=25, engine="ray")
         monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")
-        with pytest.raises(ValueError, match="3 workers need a processor each"):
+        with pytest.raises(ValueError, match="3 workers need a CPU each"):
             embed_corpus([many], tmp_path / "v.parquet", load, replace(config, workers=3))
-        report = embed_corpus([many], tmp_path / "v.parquet", load, config)
+        result = embed_corpus([many], tmp_path / "v.parquet", load, config)
         assert usage_stats_enabled() is False
-        assert (report.rows, report.resumed) == (400, 100)
+        assert (result.rows, result.resumed) == (400, 100)
         actors = [a for a in state.actors().values() if "_Worker" in a["ActorClassName"]]
         assert len({actor["Address"]["NodeID"] for actor in actors}) == 2, "a worker on each"
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import pickle
-import time
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -163,21 +163,25 @@ async def test_event_loop_goes_on(table_encoder, monkeypatch):
     encoder = table_encoder(dict.fromkeys(TEXTS, (1, 0)))
     encode = encoder.backbone.encode
 
-    def slow(texts, role):
-        time.sleep(0.1)
+    busy, gate = threading.Event(), threading.Event()
+
+    def waiting(texts, role):
+        busy.set()
+        assert gate.wait(60), "the event loop stands still"
         return encode(texts, role)
 
-    monkeypatch.setattr(encoder.backbone, "encode", slow)
+    monkeypatch.setattr(encoder.backbone, "encode", waiting)
     embeddings = NexusEmbeddings.from_encoder(encoder)
     documents = asyncio.create_task(embeddings.aembed_documents(TEXTS))
-    await asyncio.sleep(0.05)
+    while not busy.is_set():
+        await asyncio.sleep(0.001)
     query = asyncio.create_task(embeddings.aembed_query("x"))
-    ticks = 0
-    while not documents.done():
-        await asyncio.sleep(0.01)
-        ticks += 1
-    assert ticks > 20  # of about 55
-    assert query.done()
+    for _ in range(20):  # the model is at work, and the loop ticks
+        await asyncio.sleep(0.001)
+    assert not documents.done()
+    gate.set()
+    await documents
+    await query
     assert [role for role, _ in encoder.backbone.asked].index("query") == 1
 
 

@@ -417,7 +417,7 @@ except OSError as error:
     print("refused", len(made))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600
     )
     assert done.stdout == "refused 3\n", done.stderr
     opened = LexicalIndex(folder)

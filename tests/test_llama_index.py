@@ -5,7 +5,6 @@ import copy
 import json
 import pickle
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from string import ascii_lowercase
@@ -295,25 +294,27 @@ async def test_event_loop_goes_on(table_encoder, monkeypatch):
     """While a batch is embedded, the loop ticks; batches queue in one thread."""
     encoder = table_encoder(dict.fromkeys(TEXTS, (1, 0)))
     encode, running, most = encoder.backbone.encode, [], []
+    gate = threading.Event()
 
-    def slow(texts, role):
+    def waiting(texts, role):
         running.append(1)
         most.append(len(running))
-        time.sleep(0.1)
+        assert gate.wait(60), "the event loop stands still"
         running.pop()
         return encode(texts, role)
 
-    monkeypatch.setattr(encoder.backbone, "encode", slow)
+    monkeypatch.setattr(encoder.backbone, "encode", waiting)
     embed_model = NexusEmbedding.from_encoder(encoder)
     embed_model.embed_batch_size = 1
     embed_model.micro_batching = False
     task = asyncio.create_task(embed_model.aget_text_embedding_batch(TEXTS))
-    ticks = 0
-    while not task.done():
-        await asyncio.sleep(0.01)
-        ticks += 1
+    while not running:
+        await asyncio.sleep(0.001)
+    for _ in range(20):  # the model is at work, and the loop ticks
+        await asyncio.sleep(0.001)
+    assert not task.done()
+    gate.set()
     assert len(await task) == len(TEXTS)
-    assert ticks > 20  # of about 50 in half a second
     assert max(most) == 1
 
 

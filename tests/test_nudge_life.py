@@ -641,7 +641,7 @@ import sys, time
 from nexus_integrations.nudge import StateFolder
 with StateFolder(sys.argv[1]).locked():
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -1055,7 +1055,7 @@ def test_a_database_connection_lost_in_mid_write(toy, tmp_path, request, operati
                             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                             "WHERE pid = %s AND wait_event_type = 'Lock'"
                         )
-                        for _ in range(1000):
+                        for _ in range(60_000):
                             if third.execute(waits, (lost,)).fetchall():
                                 return
                             sleep(0.01)

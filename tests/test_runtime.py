@@ -473,7 +473,7 @@ def fresh(program: str, *arguments: str, python: str = sys.executable, **environ
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -638,7 +638,7 @@ if __name__ == "__main__":
         env=package_environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
 
@@ -674,7 +674,7 @@ def test_telemetry_is_off_before_onnxruntime_is_imported(tuned, package_environm
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.splitlines()) == {"import 1"}

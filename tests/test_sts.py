@@ -113,7 +113,7 @@ from nexus_integrations import DendriticEncoder
 sts.sweep(DendriticEncoder.load({str(tiny_model)!r}), DATA, runs(range(500)), Path({str(path)!r}))
 """
     child = subprocess.Popen([sys.executable, "-c", program], env=package_environment)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and child.poll() is None and len(read_rows(path)) < 3:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)

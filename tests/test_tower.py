@@ -192,7 +192,7 @@ finetune(encoder, TRAIN, DEV, config, checkpoint_dir={str(tmp_path / "run")!r})
     child = subprocess.Popen([sys.executable, "-c", program], env=package_environment)
     metrics = tmp_path / "run" / "metrics.json"
     wanted = 6 if dendrites else 2
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and child.poll() is None:
         if metrics.is_file() and len(json.loads(metrics.read_text())["epochs"]) >= wanted:
             child.send_signal(signal.SIGKILL)

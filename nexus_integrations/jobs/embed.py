@@ -12,10 +12,11 @@ from filelock import FileLock, Timeout
 from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.extras import extra
-from nexus_integrations.jobs.plan import Plan, differences, identity_of, make_plan
-from nexus_integrations.jobs.rows import find_inputs
+from nexus_integrations.jobs.inputs import find_inputs
+from nexus_integrations.jobs.plan import Plan, make_plan
 from nexus_integrations.jobs.shards import PLAN, Done, Job, fingerprint_of
 from nexus_integrations.progress import progress_bar
+from nexus_integrations.records import Record
 
 Engine = Literal["local", "ray"]
 
@@ -26,12 +27,12 @@ _LOCK = ".lock"
 class JobConfig:
     """How to embed a corpus. Raises `ValueError` on construction for values out of range.
 
-    `role` chooses the encoder's side. `id_column` and `text_columns` name columns where they are
-    not found by the usual names; several text columns are joined by a space. `shard_rows` rows are
-    embedded and written at a time: that much work an interruption can cost. `skip_bad` leaves bad
-    rows out, which otherwise end the job before it embeds anything. `restart` throws away what an
-    earlier run of another input or model left. `engine` "ray" runs on a Ray cluster with `workers`
-    workers, by default one per machine.
+    `role` chooses the encoder's side. `id_column` and `text_columns` name columns that have other
+    than the usual names; a space joins several text columns. `shard_rows` rows are embedded and
+    written at a time: an interruption costs at most that much work. `skip_bad` leaves bad rows out,
+    which otherwise end the job before it embeds anything. `restart` discards what an earlier run of
+    another input or model left. `engine` "ray" runs on a Ray cluster with `workers` workers, by
+    default one per machine.
     """
 
     role: Role = "document"
@@ -57,13 +58,13 @@ class JobConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobReport:
+class JobResult(Record):
     """What a job did.
 
-    `rows` were embedded, of which `resumed` had been by an earlier run; `truncated` texts were cut
-    off at the model's maximal length, `blank` texts are blank, `rejected` bad rows were left out
-    and are listed in `rejects`. `fingerprint` is that of the role, `ids` the file of ids beside a
-    .npy file, `seconds` the time of this run.
+    Of the `rows`, an earlier run had embedded `resumed`. The model cut off `truncated` texts,
+    `blank` texts are blank, and `rejected` bad rows were left out, listed in the file `rejects`.
+    `fingerprint` is that of the role, `ids` the file of ids beside a .npy file, `seconds` the time
+    of this run.
     """
 
     rows: int
@@ -78,24 +79,43 @@ class JobReport:
     ids: Path | None
     rejects: Path | None
 
+    def __str__(self) -> str:
+        embedded = self.rows - self.resumed
+        ids = f", their ids to {self.ids}" if self.ids else ""
+        lines = [
+            f"{self.rows:,} vectors of {self.dimension} numbers were written to "
+            f"{self.output}{ids}.",
+            f"{embedded:,} rows were embedded in {self.seconds:.1f} s "
+            f"({embedded / max(self.seconds, 1e-9):,.0f} rows/s).",
+        ]
+        if self.resumed:
+            lines.append(f"An earlier run had embedded {self.resumed:,} rows.")
+        if self.truncated:
+            lines.append(f"{self.truncated:,} texts were longer than the model reads and cut off.")
+        if self.blank:
+            lines.append(f"{self.blank:,} texts are blank: their vectors mean nothing.")
+        if self.rejects:
+            lines.append(f"{self.rejected:,} bad rows were left out: {self.rejects} lists them.")
+        return "\n".join(lines)
+
 
 def embed_corpus(
     inputs: Sequence[str | Path],
     output: str | Path,
     load: Callable[[], DendriticEncoder],
     config: JobConfig | None = None,
-) -> JobReport:
+) -> JobResult:
     """Embed every row of the input files into one file of vectors, in the order of the input.
 
-    `inputs` are files, folders or BEIR folders; see `rows.find_inputs`. `output` ends in .parquet
+    `inputs` are files, folders or BEIR folders; see `find_inputs`. `output` ends in .parquet
     (columns `id` and `vector`, which `FileIndex` reads) or in .npy (float32 (rows, dimension), with
-    the ids in `.ids.jsonl` beside it). `load` gives the encoder: here, and on every Ray worker.
+    the ids in `.ids.jsonl` beside it). `load` returns the encoder: here, and on every Ray worker.
 
-    Finished shards are kept in `<output>.parts` until they are joined. A run that was interrupted
-    is taken up there by the next one with the same input, model and settings, on either engine.
+    `<output>.parts` holds finished shards until they are joined. After an interruption the next run
+    with the same rows, model and settings resumes there, on either engine.
 
-    Raises `ValueError` for bad rows (the first ones are named by file and line), and when the input
-    or the model is another than that of the shards found; `RuntimeError` when another process works
+    Raises `ValueError` for bad rows (the first ones are named by file and line), and when the rows
+    or the model differ from those of the shards found; `RuntimeError` when another process works
     on the same output; `ImportError` without pyarrow or Ray; what `find_inputs` and `load` raise.
     """
     begun = perf_counter()
@@ -114,40 +134,29 @@ def embed_corpus(
     if any(file.path == output.resolve() for file in files):
         raise ValueError(f"{output} is among the inputs, and would be overwritten")
     encoder = load()
-    fingerprint = fingerprint_of(encoder, config.role)
-    identity = identity_of(
-        files,
-        role=config.role,
-        fingerprint=fingerprint,
-        shard_rows=config.shard_rows,
-        skip_bad=config.skip_bad,
-    )
     rejects = output.with_name(f"{output.name}.rejected.jsonl")
     with _parts_folder(output) as folder:
-        plan = None if config.restart else _resumable(folder, identity)
-        if plan is None:
-            _sweep(folder)
-            plan = make_plan(files, identity, scratch=folder / ".ids", rejects=rejects)
-            plan.write(folder / PLAN)
-        job = Job(folder, plan)
-        finished = [done for number in range(len(plan.shards)) if (done := job.finished(number))]
-        there = {done.number for done in finished}
-        pending = [number for number in range(len(plan.shards)) if number not in there]
-        resumed = sum(done.rows for done in finished)
-        with progress_bar(total=plan.rows, initial=resumed, desc="embed", unit="row") as bar:
-            for done in _embedded(job, pending, encoder, load, config):
-                finished.append(done)
-                bar.update(done.rows)
-        ids = job.join(output, encoder.dimension)
+        plan = make_plan(
+            files,
+            role=config.role,
+            fingerprint=fingerprint_of(encoder, config.role),
+            shard_rows=config.shard_rows,
+            skip_bad=config.skip_bad,
+            rejects=rejects,
+            scratch=folder,
+        )
+        _keep_shards(folder, plan, config.restart)
+        resumed, truncated = _embed_pending(Job(folder, plan), encoder, load, config)
+        ids = Job(folder, plan).join(output, encoder.dimension)
         _sweep(folder)
-    return JobReport(
+    return JobResult(
         rows=plan.rows,
         dimension=encoder.dimension,
-        truncated=sum(done.truncated for done in finished),
+        truncated=truncated,
         blank=plan.blank,
         rejected=plan.rejected,
         resumed=resumed,
-        fingerprint=fingerprint,
+        fingerprint=plan.fingerprint,
         seconds=perf_counter() - begun,
         output=output,
         ids=ids,
@@ -155,26 +164,31 @@ def embed_corpus(
     )
 
 
-def _embedded(
-    job: Job,
-    pending: Sequence[int],
-    encoder: DendriticEncoder,
-    load: Callable[[], DendriticEncoder],
-    config: JobConfig,
-) -> Iterator[Done]:
-    """Embed the shards that are not there yet, and tell of each when it is."""
-    if config.engine == "local" or not pending:
-        return (job.embed(number, encoder) for number in pending)
-    from nexus_integrations.jobs.ray import embed_on_ray
+def _embed_pending(
+    job: Job, encoder: DendriticEncoder, load: Callable[[], DendriticEncoder], config: JobConfig
+) -> tuple[int, int]:
+    """Embed the missing shards; return how many rows were there, and how many texts are cut off."""
+    found = {number: job.finished(number) for number in range(len(job.plan.shards))}
+    pending = [number for number, done in found.items() if done is None]
+    finished = [done for done in found.values() if done is not None]
+    resumed = sum(done.rows for done in finished)
+    embedded: Iterator[Done] = (job.embed(number, encoder) for number in pending)
+    if config.engine == "ray" and pending:
+        from nexus_integrations.jobs.ray import embed_on_ray
 
-    return embed_on_ray(job.folder, pending, load, config.workers)
+        embedded = embed_on_ray(job.folder, pending, load, config.workers)
+    with progress_bar(total=job.plan.rows, initial=resumed, desc="embed", unit="row") as bar:
+        for done in embedded:
+            finished.append(done)
+            bar.update(done.rows)
+    return resumed, sum(done.truncated for done in finished)
 
 
 @contextlib.contextmanager
 def _parts_folder(output: Path) -> Iterator[Path]:
-    """Make and hold the folder of shards; it is gone afterwards when nothing is left in it."""
+    """Make and lock the folder of shards, private to its owner; remove it when it is empty."""
     folder = output.with_name(f"{output.name}.parts").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -188,26 +202,32 @@ def _parts_folder(output: Path) -> Iterator[Path]:
         lock.release()
         if not any(path.name != _LOCK for path in folder.iterdir()):
             (folder / _LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody began a job there in this very moment
+            with contextlib.suppress(OSError):  # another process began a job there meanwhile
                 folder.rmdir()
 
 
-def _resumable(folder: Path, identity: dict[str, object]) -> Plan | None:
-    """Return the plan of the job that the folder holds, None when it holds none."""
-    if not (folder / PLAN).is_file():
-        return None
-    plan = Plan.load(folder / PLAN)
-    changed = differences(plan.identity, identity)
-    if changed:
-        raise ValueError(
-            f"{folder} holds shards of another job: {' and '.join(changed)} changed since. Put "
-            "that back to finish the job, or start anew with --restart (restart=True)"
-        )
-    return plan
+def _keep_shards(folder: Path, plan: Plan, restart: bool) -> None:
+    """Keep the shards of the same job, remove others if asked, and write the plan."""
+    path = folder / PLAN
+    if path.is_file() and not restart:
+        try:
+            changed = Plan.load(path).differences(plan)
+        except ValueError as error:
+            raise ValueError(
+                f"the job cannot be resumed ({error}): start anew with --restart (restart=True)"
+            ) from None
+        if changed:
+            raise ValueError(
+                f"{folder} holds shards of another job: {' and '.join(changed)} changed since. "
+                "Undo the change to finish that job, or start anew with --restart (restart=True)"
+            )
+    else:
+        _sweep(folder)
+    plan.save(path)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove plan, shards and drafts: the plan first, without which shards mean nothing."""
+    """Remove plan, shards and drafts: the plan first, because shards mean nothing without it."""
     for path in (folder / PLAN, *folder.iterdir()):
         if path.name != _LOCK:
             path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ _ROWS = 512
 
 
 class Part(NamedTuple):
-    """The vectors of a shard: ids, float32 (n, dimension), and how many texts were cut off."""
+    """The ids and vectors of a shard, float32 (n, dimension), and how many texts were cut off."""
 
     ids: list[str]
     vectors: Floats
@@ -32,7 +32,7 @@ def write_part(path: Path, part: Part, signature: str) -> None:
             _table(part, about),
             draft,
             row_group_size=_ROWS,
-            use_dictionary=False,  # no two ids are equal, nor many numbers
+            use_dictionary=False,  # ids and numbers hardly repeat
             write_page_checksum=True,
         )
 
@@ -64,7 +64,7 @@ def write_parquet(
 ) -> None:
     """Join shards into the Parquet file that `FileIndex` reads, a row group for each.
 
-    `drafts` is a folder of the same file system for what is not whole yet.
+    `drafts` is a folder of the same file system for unfinished files.
     """
     import pyarrow.parquet as pq
 
@@ -84,8 +84,8 @@ def write_parquet(
 def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int], drafts: Path) -> Path:
     """Join shards into a .npy file, and their ids into a file beside it, which is returned.
 
-    That one is `vectors.ids.jsonl` for `vectors.npy`: a JSON string a line, so that any id can be
-    in it. `drafts` is as for `write_parquet`.
+    For `vectors.npy` that is `vectors.ids.jsonl`: one JSON string per line, which can hold any id.
+    `drafts` is as for `write_parquet`.
     """
     ids_path = path.with_suffix(".ids.jsonl")
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}

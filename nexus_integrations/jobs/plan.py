@@ -1,34 +1,44 @@
-"""What a job will do, settled before anything is embedded: the shards, and what each is made of.
+"""What a job will do: the shards, and the rows of each, settled before anything is embedded.
 
-The input is read once: bad rows are found, ids are held against each other, and every shard gets
-the digest of its rows, so that whoever embeds it later knows that the input is still the same.
+A row is read twice: here, where bad rows are found, ids compared and each shard gets the digest of
+its rows; and when its shard is embedded, where the digest shows that the input is still the same.
 """
 
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from nexus_integrations.files import sha256_of, written_whole
-from nexus_integrations.jobs.rows import InputFile, Record, read_records
+from nexus_integrations.backends import Role
+from nexus_integrations.files import written_whole
+from nexus_integrations.jobs.rows import InputFile, Row, read_rows
 from nexus_integrations.progress import progress_bar
+from nexus_integrations.records import Record
 
-VERSION = 1
 # A shard of very long texts is closed before its rows are many: memory is bounded by both.
 _SHARD_CHARACTERS = 2**26
 _SHOWN = 10
+# What the vectors and their order depend on, and how a message names it.
+_IDENTITY = {
+    "format": "the version of this package",
+    "inputs": "the input files or their columns",
+    "role": "the role",
+    "fingerprint": "the model (its fingerprint)",
+    "shard_rows": "the rows per shard",
+}
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A run of rows that is embedded, and written, as a whole.
+    """Rows that are embedded and written together.
 
-    It begins in file number `file` at `offset` and `line` and may reach into the files after it.
+    They begin in file number `file` at `offset` and `line` and may reach into the files after it.
     `left_out` are (file, line) of rows that repeat an id.
     """
 
@@ -41,17 +51,19 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The whole job: files, shards, and what they are to become."""
+class Plan(Record):
+    """What a job depends on, its files and shards, and how many texts are blank and rows bad."""
 
-    identity: dict[str, Any]
-    """What the vectors and their order depend on; a job resumes only with the same."""
+    format: int
+    inputs: str
+    """SHA-256, in hex, of all rows."""
+    role: Role
+    fingerprint: str
+    shard_rows: int
     files: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
     blank: int
-    """How many texts are blank."""
     rejected: int
-    """How many bad rows are left out."""
 
     @property
     def rows(self) -> int:
@@ -60,190 +72,134 @@ class Plan:
 
     @property
     def signature(self) -> str:
-        """SHA-256, in hex, of the identity: shards of another job have another."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        """SHA-256, in hex, of what the vectors depend on; every shard carries it."""
+        identity = [getattr(self, name) for name in _IDENTITY]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def differences(self, other: "Plan") -> list[str]:
+        """Say in words what the vectors of two plans depend on differently."""
+        return [
+            what for name, what in _IDENTITY.items() if getattr(self, name) != getattr(other, name)
+        ]
+
+
+class ShardReader:
+    """Reads the shards of a plan; consecutive shards are read in one pass over the files."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._next = -1
+        self._rows: Iterator[_Found] = iter(())
 
     def read(self, number: int) -> tuple[list[str], list[str]]:
         """Return ids and texts of a shard.
 
-        Raises `ValueError` when they are not those that were planned: the input changed since.
+        Raises `ValueError` when they are not the planned ones: the input changed since.
         """
-        shard = self.shards[number]
+        shard = self._plan.shards[number]
+        if number != self._next:
+            self._rows = _read(self._plan.files, shard.file, shard.offset, shard.line)
+        self._next = -1
         left_out = set(shard.left_out)
         good = (
-            found.record
-            for found in _records(self.files, shard.file, shard.offset, shard.line)
-            if found.record.problem is None and (found.file, found.record.line) not in left_out
+            found.row
+            for found in self._rows
+            if found.row.problem is None and (found.file, found.row.line) not in left_out
         )
         rows = list(islice(good, shard.rows))
-        if _digest(rows) != shard.digest:
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update(_content(row))
+        if digest.hexdigest() != shard.digest:
+            file = self._plan.files[shard.file]
             raise ValueError(
-                f"{self.files[shard.file].path.name} changed while the job ran (from "
-                f"{self.files[shard.file].unit} {shard.line} on): start anew with --restart "
-                "(restart=True)"
+                f"{file.path.name} changed while the job ran (from {file.unit} {shard.line} on): "
+                "start anew with --restart (restart=True)"
             )
+        self._next = number + 1
         return [row.id for row in rows], [row.text for row in rows]
-
-    def write(self, path: Path) -> None:
-        """Write the plan as JSON; the file appears whole or not at all."""
-        content = {**asdict(self), "version": VERSION}
-        for file, plain in zip(self.files, content["files"], strict=True):
-            plain["path"] = str(file.path)
-        with written_whole(path) as draft:
-            draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> "Plan":
-        """Read what `write` wrote; raises `ValueError` when it is damaged or of another version."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("version") != VERSION:
-                raise ValueError("another version of this package wrote it")
-            files, shards = content.pop("files"), content.pop("shards")
-            return cls(
-                files=tuple(
-                    InputFile(
-                        **{
-                            **file,
-                            "path": Path(file["path"]),
-                            "text_columns": tuple(file["text_columns"]),
-                        }
-                    )
-                    for file in files
-                ),
-                shards=tuple(
-                    Shard(**{**shard, "left_out": tuple(map(tuple, shard["left_out"]))})
-                    for shard in shards
-                ),
-                **content,
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} cannot be resumed ({error}): start anew with --restart (restart=True)"
-            ) from None
-
-
-def identity_of(
-    files: Sequence[InputFile],
-    *,
-    role: str,
-    fingerprint: str,
-    shard_rows: int,
-    skip_bad: bool,
-) -> dict[str, Any]:
-    """Return what the vectors and their order depend on; files count by content, not by name."""
-    return {
-        "inputs": [
-            [sha256_of(file.path), file.kind, file.delimiter, file.id_column, *file.text_columns]
-            for file in files
-        ],
-        "role": role,
-        "fingerprint": fingerprint,
-        "shard_rows": shard_rows,
-        "skip_bad": skip_bad,
-    }
-
-
-def differences(planned: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Say in words what two identities differ in."""
-    words = {
-        "inputs": "the input files or their columns",
-        "role": "the role",
-        "fingerprint": "the model (its fingerprint)",
-        "shard_rows": "the rows per shard",
-        "skip_bad": "what happens to bad rows",
-    }
-    return [what for name, what in words.items() if planned.get(name) != wanted.get(name)]
 
 
 def make_plan(
-    files: Sequence[InputFile], identity: dict[str, Any], *, scratch: Path, rejects: Path
+    files: Sequence[InputFile],
+    *,
+    role: Role,
+    fingerprint: str,
+    shard_rows: int,
+    skip_bad: bool,
+    rejects: Path,
+    scratch: Path,
 ) -> Plan:
     """Read the input once and cut it into shards.
 
-    Bad rows have no id, no text, an id that occurred before, or cannot be read. They are written to
-    `rejects` by file and line, without their text. Unless the identity says `skip_bad`, they raise
-    `ValueError`, which names the first ones; so does an input without a row. `scratch` is a file
-    for the ids seen, removed in the end.
+    A bad row has no id, no text, an id that occurred before, or cannot be read. `rejects` lists bad
+    rows by file and line, without their text. Unless `skip_bad`, they raise `ValueError`, which
+    names the first ones; so does an input without a row. `scratch` is a folder, of the file system
+    of `rejects`, for what is removed in the end.
     """
     shards: list[Shard] = []
-    blank = rejected = 0
-    shown: list[str] = []
-    pending = _Pending()
+    blank, inputs, pending = 0, hashlib.sha256(), _Pending()
     with (
-        _SeenIds(scratch) as seen,
-        _reject_list(rejects) as report,
+        _SeenIds(scratch / ".ids") as seen,
+        _reject_list(rejects, scratch) as bad,
         progress_bar(desc="check rows", unit="row") as bar,
     ):
         for found, problem in _judged(files, seen):
             bar.update()
-            file, record = files[found.file], found.record
             if problem is not None:
-                rejected += 1
-                if rejected <= _SHOWN:
-                    shown.append(f"{_place(file, record.line)} {problem}")
-                line = {"file": file.path.name, file.unit: record.line, "problem": problem}
-                report.write(json.dumps(line, ensure_ascii=False) + "\n")
-                if record.problem is None:  # whoever reads it again will see nothing wrong
-                    pending.left_out.append((found.file, record.line))
+                bad.add(files[found.file], found.row.line, problem)
+                if found.row.problem is None:  # nothing is wrong with it for a later reader
+                    pending.left_out.append((found.file, found.row.line))
                 continue
-            blank += not record.text.strip()
-            pending.add(found)
-            if pending.full(identity["shard_rows"]):
+            blank += not found.row.text.strip()
+            inputs.update(pending.add(found))
+            if pending.full(shard_rows):
                 shards.append(pending.shard())
                 pending = _Pending()
     if pending.rows:
         shards.append(pending.shard())
-    if rejected and not identity["skip_bad"]:
-        if rejected > _SHOWN:
-            shown.append(f"and {rejected - _SHOWN} more, all in {rejects}")
-        raise ValueError(
-            f"{rejected} bad rows: {'; '.join(shown)}. Mend them, or leave them out with "
-            "--skip-bad (skip_bad=True)"
-        )
+    if bad.count and not skip_bad:
+        raise ValueError(bad.told(rejects))
     if not shards:
         raise ValueError("the input holds no row to embed")
     return Plan(
-        identity=identity,
+        format=_FORMAT,
+        inputs=inputs.hexdigest(),
+        role=role,
+        fingerprint=fingerprint,
+        shard_rows=shard_rows,
         files=tuple(files),
         shards=tuple(shards),
         blank=blank,
-        rejected=rejected,
+        rejected=bad.count,
     )
-
-
-@contextmanager
-def _reject_list(path: Path) -> Iterator[IO[str]]:
-    """Open the list of bad rows; it is gone afterwards when nothing was written to it."""
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-    finally:
-        if path.is_file() and not path.stat().st_size:
-            path.unlink()
 
 
 class _Found(NamedTuple):
     file: int
-    record: Record
+    row: Row
 
 
 class _Pending:
-    """The rows of the shard that is being cut."""
+    """The shard that is being cut."""
 
     def __init__(self) -> None:
-        self.rows: list[Record] = []
+        self.rows = self.characters = 0
         self.left_out: list[tuple[int, int]] = []
-        self.characters = 0
+        self._digest = hashlib.sha256()
         self._first: _Found | None = None
 
-    def add(self, found: _Found) -> None:
+    def add(self, found: _Found) -> bytes:
+        """Add a row; return what digests take of it."""
         self._first = self._first or found
-        self.rows.append(found.record)
-        self.characters += len(found.record.text)
+        self.rows += 1
+        self.characters += len(found.row.text)
+        content = _content(found.row)
+        self._digest.update(content)
+        return content
 
     def full(self, rows: int) -> bool:
-        return len(self.rows) == rows or self.characters >= _SHARD_CHARACTERS
+        return self.rows == rows or self.characters >= _SHARD_CHARACTERS
 
     def shard(self) -> Shard:
         assert self._first is not None, "a shard has a row"
@@ -252,14 +208,47 @@ class _Pending:
             file=file,
             offset=first.offset,
             line=first.line,
-            rows=len(self.rows),
-            digest=_digest(self.rows),
+            rows=self.rows,
+            digest=self._digest.hexdigest(),
             left_out=tuple(self.left_out),
         )
 
 
+class _Rejects:
+    """The bad rows: all in a file, the first ones for a message."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.count = 0
+        self._file = file
+        self._shown: list[str] = []
+
+    def add(self, file: InputFile, line: int, problem: str) -> None:
+        self.count += 1
+        if self.count <= _SHOWN:
+            self._shown.append(f"{_place(file, line)} {problem}")
+        about = {"file": file.path.name, file.unit: line, "problem": problem}
+        self._file.write(json.dumps(about, ensure_ascii=False) + "\n")
+
+    def told(self, path: Path) -> str:
+        more = [f"and {self.count - _SHOWN} more, all in {path}"] if self.count > _SHOWN else []
+        return (
+            f"{self.count} bad rows: {'; '.join([*self._shown, *more])}. Correct them, or leave "
+            "them out with --skip-bad (skip_bad=True)"
+        )
+
+
+@contextmanager
+def _reject_list(path: Path, drafts: Path) -> Iterator[_Rejects]:
+    """Give the list of bad rows; the file is gone afterwards when there are none."""
+    with written_whole(path, drafts) as draft, draft.open("w", encoding="utf-8") as file:
+        rejects = _Rejects(file)
+        yield rejects
+    if not rejects.count:
+        path.unlink()
+
+
 class _SeenIds:
-    """The ids met so far, in a file: their number is bounded by the disk, not by memory."""
+    """The ids met so far, in a file: the disk bounds their number, not memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -267,7 +256,7 @@ class _SeenIds:
     def __enter__(self) -> "_SeenIds":
         self._path.unlink(missing_ok=True)
         self._base = sqlite3.connect(self._path, isolation_level=None)
-        # A file that is thrown away needs no protection from crashes.
+        # A temporary file needs no protection from crashes.
         self._base.executescript("pragma journal_mode = off; pragma synchronous = off")
         self._base.execute(
             "create table seen (id blob primary key, file int, line int) without rowid"
@@ -285,41 +274,35 @@ class _SeenIds:
         added = self._base.execute("insert or ignore into seen values (?, ?, ?)", (key, file, line))
         if added.rowcount:
             return None
-        first: tuple[int, int] = self._base.execute(
-            "select file, line from seen where id = ?", (key,)
-        ).fetchone()
-        return first
+        first: Any = self._base.execute("select file, line from seen where id = ?", (key,))
+        return first.fetchone()  # type: ignore[no-any-return]
 
 
 def _judged(files: Sequence[InputFile], seen: _SeenIds) -> Iterator[tuple[_Found, str | None]]:
-    """Yield every record and what is wrong with it, as a row or among the others."""
-    for found in _records(files):
-        record, problem = found.record, found.record.problem
+    """Yield every row and what is wrong with it, by itself or among the others."""
+    for found in _read(files):
+        row, problem = found.row, found.row.problem
         if problem is None:
-            first = seen.add(record.id, found.file, record.line)
+            first = seen.add(row.id, found.file, row.line)
             if first is not None:
-                problem = f"repeats the id {record.id!r} of {_place(files[first[0]], first[1])}"
+                problem = f"repeats the id {row.id!r} of {_place(files[first[0]], first[1])}"
         yield found, problem
 
 
-def _records(
+def _read(
     files: Sequence[InputFile], file: int = 0, offset: int = 0, line: int = 1
 ) -> Iterator[_Found]:
-    """Yield the records of the files from one place on."""
+    """Yield the rows of the files from one place on."""
     for number in range(file, len(files)):
-        for record in read_records(files[number], offset, line):
-            yield _Found(number, record)
+        for row in read_rows(files[number], offset, line):
+            yield _Found(number, row)
         offset, line = 0, 1
 
 
-def _digest(rows: Iterable[Record]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        # With their lengths, so that no two runs of rows read the same.
-        for part in (row.id, row.text):
-            content = part.encode("utf-8", "surrogatepass")
-            digest.update(f"{len(content)}:".encode() + content)
-    return digest.hexdigest()
+def _content(row: Row) -> bytes:
+    """Return id and text with their lengths: no two sequences of rows have the same bytes."""
+    parts = (part.encode("utf-8", "surrogatepass") for part in (row.id, row.text))
+    return b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
 
 def _place(file: InputFile, line: int) -> str:

@@ -1,7 +1,7 @@
 """The shards of a job on a Ray cluster, by Ray Data.
 
-Workers read their shards from the input files and write them to the job's folder, so both must lie
-where every machine sees them under the same path. Nothing but shard numbers goes through Ray.
+Workers read their shards from the input files and write them to the job's folder, so every machine
+must see both under the same path. Only shard numbers go through Ray.
 """
 
 import logging
@@ -14,7 +14,8 @@ from typing import Any
 
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.extras import extra
-from nexus_integrations.jobs.shards import Done, Job, fingerprint_of
+from nexus_integrations.jobs.plan import Plan
+from nexus_integrations.jobs.shards import PLAN, Done, Job, fingerprint_of
 
 
 def embed_on_ray(
@@ -23,21 +24,21 @@ def embed_on_ray(
     load: Callable[[], DendriticEncoder],
     workers: int | None = None,
 ) -> Iterator[Done]:
-    """Embed the pending shards of the job in `folder`, and tell of each when it is written.
+    """Embed the pending shards of the job in `folder`, and yield each when it is written.
 
-    The cluster is the one this process is connected to, or that of the environment's RAY_ADDRESS,
-    or one of this machine, started for the job. `workers` encoders are loaded by `load`, by default
-    one per machine, and share the processors evenly. Ray's usage statistics are switched off.
+    The cluster is the one that this process is connected to, or that of the environment's
+    RAY_ADDRESS, or one of this machine, started for the job. `load` loads `workers` encoders, by
+    default one per machine, which share the CPUs evenly. Ray's usage statistics are switched off.
 
-    Raises `ImportError` without Ray, `ValueError` for more workers than processors, and
-    `RuntimeError` when a worker failed.
+    Raises `ImportError` without Ray, `ValueError` for more workers than CPUs, and `RuntimeError`
+    when a worker failed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when a cluster is started
     with extra("ray"):
         import ray
         import ray.data
     with _connected(ray), _quiet():
-        count, processors = _shared_out(ray, workers)
+        count, cpus = _shared_out(ray, workers)
         shards = ray.data.from_items(
             [{"shard": number} for number in pending], override_num_blocks=len(pending)
         )
@@ -45,7 +46,7 @@ def embed_on_ray(
             _Worker,
             fn_constructor_args=(str(folder), load),
             batch_size=1,
-            num_cpus=processors,
+            num_cpus=cpus,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(pending))),
         )
         try:
@@ -60,10 +61,10 @@ class _Worker:
     """An encoder in a process of the cluster."""
 
     def __init__(self, folder: str, load: Callable[[], DendriticEncoder]) -> None:
-        self._job = Job.open(Path(folder))
+        self._job = Job(Path(folder), Plan.load(Path(folder, PLAN)))
         self._encoder = load()
-        identity = self._job.plan.identity
-        if fingerprint_of(self._encoder, identity["role"]) != identity["fingerprint"]:
+        plan = self._job.plan
+        if fingerprint_of(self._encoder, plan.role) != plan.fingerprint:
             raise ValueError(
                 f"the model on {platform.node()} is not that of the job: its fingerprint "
                 "differs. Give all machines the same model and versions"
@@ -85,15 +86,13 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    started = {} if address else {"include_dashboard": False}
+    ray.init(
+        address=address or "local",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        **started,
+    )
     try:
         yield
     finally:
@@ -102,7 +101,7 @@ def _connected(ray: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let the job's own progress bar speak, and of Ray Data errors alone."""
+    """Show the job's own progress bar, and only errors of Ray Data."""
     from ray.data import DataContext
 
     context, logger = DataContext.get_current(), logging.getLogger("ray.data")
@@ -117,17 +116,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _shared_out(ray: Any, workers: int | None) -> tuple[int, int]:
-    """Return how many workers there are and how many processors each one has."""
+    """Return how many workers there are and how many CPUs each one has."""
     machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    machines = [processors for processors in machines if processors]
+    machines = [cpus for cpus in machines if cpus]
     if not machines:
-        raise RuntimeError("the Ray cluster has no processor: add a machine with ray start")
+        raise RuntimeError("the Ray cluster has no CPU: add a machine with ray start")
     if workers is None:
         return len(machines), min(machines)
     if workers > sum(machines):
-        raise ValueError(
-            f"{workers} workers need a processor each, the Ray cluster has {sum(machines)}"
-        )
-    # The most processors per worker with which all of them find room.
+        raise ValueError(f"{workers} workers need a CPU each, the Ray cluster has {sum(machines)}")
+    # The most CPUs per worker with which all of them find room.
     fitting = (p for p in range(max(machines), 0, -1) if sum(m // p for m in machines) >= workers)
     return workers, next(fitting)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from nexus_integrations.backends import Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.jobs.files import Part, read_part, write_npy, write_parquet, write_part
-from nexus_integrations.jobs.plan import Plan
+from nexus_integrations.jobs.plan import Plan, ShardReader
 
 PLAN = "job.json"
 """The file of a job's folder that holds its plan."""
@@ -21,19 +21,16 @@ class Done(NamedTuple):
     truncated: int
 
 
-class Job(NamedTuple):
+class Job:
     """A plan and the folder of its shards."""
 
-    folder: Path
-    plan: Plan
-
-    @classmethod
-    def open(cls, folder: Path) -> "Job":
-        """Open the job that is kept in a folder, as a worker does."""
-        return cls(folder, Plan.load(folder / PLAN))
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._reader = ShardReader(plan)
 
     def finished(self, number: int) -> Done | None:
-        """Return what was done about a shard; None when it is not there whole."""
+        """Return what was done about a shard; None when it is missing or damaged."""
         part = read_part(self._path(number), self.plan.signature)
         if part is None or len(part.ids) != self.plan.shards[number].rows:
             return None
@@ -41,18 +38,16 @@ class Job(NamedTuple):
 
     def embed(self, number: int, encoder: DendriticEncoder) -> Done:
         """Read, embed and write a shard; doing it twice equals doing it once."""
-        ids, texts = self.plan.read(number)
-        vectors, truncated, _ = encoder.encode(texts, self.plan.identity["role"])
-        part = Part(ids, vectors, truncated)
-        write_part(self._path(number), part, self.plan.signature)
-        return Done(number, len(ids), part.truncated)
+        ids, texts = self._reader.read(number)
+        vectors, truncated, _ = encoder.encode(texts, self.plan.role)
+        write_part(self._path(number), Part(ids, vectors, truncated), self.plan.signature)
+        return Done(number, len(ids), truncated)
 
     def join(self, output: Path, dimension: int) -> Path | None:
-        """Write the vectors of all shards to `output`; return the file of ids, where it is one."""
+        """Write the vectors of all shards to `output`; return the file of ids, if it is another."""
         if output.suffix == ".npy":
             return write_npy(output, self._parts(), (self.plan.rows, dimension), self.folder)
-        identity = self.plan.identity
-        about = {"role": identity["role"], "fingerprint": identity["fingerprint"]}
+        about = {"role": self.plan.role, "fingerprint": self.plan.fingerprint}
         write_parquet(output, self._parts(), about, self.folder)
         return None
 
@@ -71,5 +66,5 @@ class Job(NamedTuple):
 
 
 def fingerprint_of(encoder: DendriticEncoder, role: Role) -> str:
-    """Return the SHA-256 of all that vectors of this role depend on beside their text."""
+    """Return the SHA-256, in hex, of all that a vector of this role depends on except its text."""
     return encoder.document_fingerprint if role == "document" else encoder.fingerprint
