@@ -9,7 +9,7 @@ OUTPUT.md from all rows.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -91,7 +91,7 @@ def _read(kind: Any, text: str) -> Any:
 
 def varied(config: FinetuneConfig) -> str:
     """Name the settings in which a recipe differs from the defaults."""
-    usual = asdict(replace(FinetuneConfig()))
+    usual = asdict(FinetuneConfig())
     changed = [f"{name}={value}" for name, value in asdict(config).items() if value != usual[name]]
     return ", ".join(changed) or "defaults"
 

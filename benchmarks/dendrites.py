@@ -26,7 +26,7 @@ from benchmarks.runs import Bench
 from benchmarks.sts.presets import PRESETS
 from benchmarks.sts.runs import STSBenchmark, run, run_id, similarity_score
 from nexus_integrations import DendriticEncoder, FinetuneConfig
-from nexus_integrations.training import recipe as package
+from nexus_integrations.training.prepare import prepare
 
 _STS = "stsb"
 
@@ -79,8 +79,8 @@ def _retrieval(bench: Bench, kind: str, seed: int) -> Row:
 
     def measure() -> Row:
         corpus = bench.corpus
-        objective = package._retrieval(bench.encoder, corpus.train, corpus.dev, config, bench.index)
-        fitted = fit_mlp(objective, config, HIDDEN)
+        objective = prepare(bench.encoder, corpus.train, corpus.dev, config, bench.index)
+        fitted = fit_mlp(objective, config.resolved("questions"), HIDDEN)
         return {
             "dev": round(fitted.score, 5),
             "epochs": fitted.epochs,
@@ -128,7 +128,7 @@ def _similarity(
             "beginning_of": known["run"],
             "run": key,
             "name": name,
-            "config": config.settings(),
+            "config": config.settings("pairs"),
         }
         row = {**known, **taken}
     elif kind.startswith("MLP"):
@@ -141,8 +141,8 @@ def _similarity(
 
 
 def _similarity_mlp(encoder: DendriticEncoder, pairs: STSBenchmark, config: FinetuneConfig) -> Row:
-    objective = package._similarity(encoder, pairs.train, pairs.dev, config)
-    fitted = fit_mlp(objective, replace(config, heads="shared"), HIDDEN)
+    objective = prepare(encoder, pairs.train, pairs.dev, config)
+    fitted = fit_mlp(objective, config.resolved("pairs"), HIDDEN)
     return {
         "dev": round(fitted.score, 5),
         "test": round(similarity_score(MLPEncoder(encoder, fitted.heads), pairs.test), 5),
@@ -152,7 +152,7 @@ def _similarity_mlp(encoder: DendriticEncoder, pairs: STSBenchmark, config: Fine
         "parameters_added": fitted.parameters,
         "bytes_added": 4 * fitted.parameters,
         "seconds": round(fitted.seconds, 1),
-        "config": {**config.settings(), "hidden": HIDDEN},
+        "config": {**config.settings("pairs"), "hidden": HIDDEN},
         "model": encoder.fingerprint,
         "data": pairs.digest,
         "machine": machine("torch"),

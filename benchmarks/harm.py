@@ -215,7 +215,7 @@ def _sentences(
         for role, found in after.items():
             found.append(round(_spearman(tuned, pairs, role), 5))
     return {
-        "heads": config.heads,
+        "heads": config.resolved("questions").heads,
         "before": round(_spearman(encoder, pairs, "query"), 5),
         "after": after,
     }

@@ -91,8 +91,8 @@ def _point(
     curve = learning_curve(
         encoder,
         corpus.train,
-        corpus.test,
         corpus.dev if beside else None,
+        test=corpus.test,
         sizes=[size],
         config=config,
         index=index_of(encoder, corpus.train),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from nexus_integrations import DendriticEncoder, FinetuneConfig
 from nexus_integrations.protocols import Floats
-from nexus_integrations.training.fit import Schedule, new_optimizer, train_epoch
 from nexus_integrations.training.heads import Heads
+from nexus_integrations.training.loop import Schedule, new_optimizer, train_epoch
 from nexus_integrations.training.objectives import Objective
 
 
@@ -46,7 +46,7 @@ class Fitted:
 def fit_mlp(objective: Objective, config: FinetuneConfig, hidden: int) -> Fitted:
     """Train as `finetune` trains a linear head: same loss, batches, schedule and choice."""
     begun = perf_counter()
-    heads = Heads(objective.dimension, config.heads)
+    heads = Heads(objective.dimension, config.heads or "query")
     start = torch.Generator().manual_seed(config.seed + 1000)
     heads.first.layer = MLP(objective.dimension, hidden, start)
     schedule = Schedule(

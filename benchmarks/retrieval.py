@@ -117,7 +117,7 @@ def name(config: FinetuneConfig) -> str:
         epochs = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
         return f"all weights, {epochs}" + (", refit" if config.refit else "")
     kind = f"up to {config.dendrites} dendrites" if config.dendrites else "linear"
-    return f"{config.heads}, {kind}" + (", refit" if config.refit else "")
+    return f"{config.resolved('questions').heads}, {kind}" + (", refit" if config.refit else "")
 
 
 def page(rows: Sequence[Row], file: str) -> str:

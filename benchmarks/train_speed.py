@@ -23,9 +23,9 @@ from benchmarks.record import Row, append_row, file_of, machine, read_rows, tabl
 from benchmarks.sts.runs import STSBenchmark, similarity_score
 from nexus_integrations import DendriticEncoder, SimilarityDataset
 from nexus_integrations.backends.torch import TorchBackbone
-from nexus_integrations.training.fit import Schedule, new_optimizer, own_randomness, train_epoch
 from nexus_integrations.training.heads import Heads, exported
-from nexus_integrations.training.texts import TextSimilarityObjective
+from nexus_integrations.training.loop import Schedule, new_optimizer, own_randomness, train_epoch
+from nexus_integrations.training.text_objectives import TextSimilarityObjective
 from nexus_integrations.training.tower import Tower
 
 _RATE, _DECAY = 2e-5, 0.01
@@ -148,14 +148,12 @@ def _ours(
 ) -> tuple[float, DendriticEncoder]:
     tower = Tower(model.requires_grad_(True), dropout=True)
     begun = perf_counter()
-    pieces = tower.pieces([*train.sentences1, *train.sentences2], "document")
+    tokens = tower.tokens([*train.sentences1, *train.sentences2], "document")
     objective = TextSimilarityObjective(
         tower=tower,
-        pieces=pieces.pieces,
-        starts=pieces.starts,
+        sentences=tokens,
         scores=torch.from_numpy(train.scores),
-        dev_pieces=pieces.pieces,
-        dev_starts=pieces.starts,
+        dev_sentences=tokens,
         dev_scores=torch.from_numpy(train.scores),
         loss_name="cosine",
         scale=1.0,
@@ -171,7 +169,7 @@ def _ours(
     heads = Heads(tower.dimension, "shared")
     optimizer = new_optimizer(heads, objective, schedule)
     generator = torch.Generator().manual_seed(options.seed)
-    with own_randomness(objective, options.seed):
+    with own_randomness(options.seed):
         for epoch in range(options.epochs):
             train_epoch(heads, objective, optimizer, schedule, generator, cycle=0, epoch=epoch)
     seconds = perf_counter() - begun

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from nexus_integrations.protocols import Encoder, Hits, Metric, Retriever, VectorIndex
     from nexus_integrations.report import Report
     from nexus_integrations.retrievers import DenseRetriever, HybridRetriever
+    from nexus_integrations.training.config import FinetuneConfig
     from nexus_integrations.training.curve import learning_curve
-    from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
+    from nexus_integrations.training.finetune import finetune
+    from nexus_integrations.training.result import FinetuneResult
     from nexus_integrations.tuning import TuneConfig, TuneResult, tune
 
 __version__ = "0.1.0"
@@ -30,8 +32,8 @@ _HOMES = {
     "DenseRetriever": "retrievers",
     "Encoder": "protocols",
     "Evaluation": "evaluation",
-    "FinetuneConfig": "training.recipe",
-    "FinetuneResult": "training.recipe",
+    "FinetuneConfig": "training.config",
+    "FinetuneResult": "training.result",
     "Hits": "protocols",
     "HybridRetriever": "retrievers",
     "LexicalIndex": "lexical",
@@ -47,7 +49,7 @@ _HOMES = {
     "VectorIndex": "protocols",
     "compare": "evaluation",
     "evaluate": "evaluation",
-    "finetune": "training.recipe",
+    "finetune": "training.finetune",
     "learning_curve": "training.curve",
     "nudge_index": "nudge.apply",
     "tune": "tuning",

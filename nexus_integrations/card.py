@@ -12,8 +12,7 @@ from pathlib import Path
 from nexus_integrations.data import RetrievalDataset, SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import Evaluation
-from nexus_integrations.report import TrainingRecord
-from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult
+from nexus_integrations.training.result import FinetuneResult
 
 CARD = "README.md"
 
@@ -25,8 +24,7 @@ def model_card(
     encoder: DendriticEncoder,
     *,
     backbone_name: str | None = None,
-    training: FinetuneResult | TrainingRecord | None = None,
-    config: FinetuneConfig | None = None,
+    training: FinetuneResult | None = None,
     data: Mapping[str, RetrievalDataset | SimilarityDataset] | None = None,
     evaluations: Mapping[str, Evaluation] | None = None,
 ) -> str:
@@ -36,15 +34,27 @@ def model_card(
     `evaluations` maps names, as "before" and "after", to measurements, shown with their intervals.
     What is not given is left out.
     """
-    if isinstance(training, FinetuneResult):
-        training = TrainingRecord.of(training)
-    heads = (encoder.query_head, encoder.document_head)
-    grown = any(head is not None and head.dendrites for head in heads)
+    heads = {"query": encoder.query_head, "document": encoder.document_head}
+    kinds = [
+        f"| {role} head | {'none' if head is None else _kind(head.dendrites)} |"
+        for role, head in heads.items()
+    ]
+    grown = any(head is not None and head.dendrites for head in heads.values())
     parts = [
         _front_matter(backbone_name),
         "# Retrieval heads\n\nHeads on the vectors of a frozen sentence encoder, trained with "
         "[nexus-integrations](https://pypi.org/project/nexus-integrations/).\n",
-        _what(encoder, backbone_name),
+        _table(
+            ("what", "value"),
+            [
+                f"| backbone | {backbone_name or 'in this folder'} |",
+                *kinds,
+                f"| dimension | {encoder.dimension} |",
+                f"| tokens read | {encoder.max_length} |",
+                f"| similarity | cosine |\n| fingerprint | `{encoder.fingerprint}` |",
+                f"| document fingerprint | `{encoder.document_fingerprint}` |",
+            ],
+        ),
         "## Use\n\n```python\nfrom nexus_integrations import DendriticEncoder\n\n"
         'encoder = DendriticEncoder.load("FOLDER OR NAME")\n'
         'encoder.encode_queries(["a question"])\nencoder.encode_documents(["a passage"])\n```\n\n'
@@ -54,8 +64,8 @@ def model_card(
         parts.append(
             "## Data\n\nCounts and hashes; no text is in this repository.\n\n" + _data(data)
         )
-    if training is not None or config is not None:
-        parts.append("## Recipe\n\n" + _recipe(training, config))
+    if training is not None:
+        parts.append("## Recipe\n\n" + _recipe(training))
     if evaluations:
         parts.append("## Evaluation\n\nMean, and its bootstrap interval over questions.\n\n")
         parts[-1] += _figures(evaluations)
@@ -79,25 +89,6 @@ def _table(header: tuple[str, ...], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]) + "\n"
 
 
-def _what(encoder: DendriticEncoder, backbone_name: str | None) -> str:
-    heads = {"query": encoder.query_head, "document": encoder.document_head}
-    kinds = [
-        f"| {role} head | {'none' if head is None else _kind(head.dendrites)} |"
-        for role, head in heads.items()
-    ]
-    return _table(
-        ("what", "value"),
-        [
-            f"| backbone | {backbone_name or 'in this folder'} |",
-            *kinds,
-            f"| dimension | {encoder.dimension} |",
-            f"| tokens read | {encoder.max_length} |",
-            f"| similarity | cosine |\n| fingerprint | `{encoder.fingerprint}` |",
-            f"| document fingerprint | `{encoder.document_fingerprint}` |",
-        ],
-    )
-
-
 def _kind(dendrites: int) -> str:
     return "linear" if not dendrites else f"{dendrites} dendrite{'s' * (dendrites > 1)}"
 
@@ -119,21 +110,19 @@ def _data(data: Mapping[str, RetrievalDataset | SimilarityDataset]) -> str:
     return _table(("part", "counts", "SHA-256"), rows)
 
 
-def _recipe(training: TrainingRecord | None, config: FinetuneConfig | None) -> str:
-    rows = []
-    if config is not None:
-        rows += [f"| {name} | {value} |" for name, value in vars(config).items()]
-    if training is not None:
-        rows += [
-            f"| dev score | {training.metric} |",
-            f"| dev score before | {training.baseline_score:.4f} |",
-            f"| dev score after | {training.score:.4f} |",
-            f"| dev set | {training.dev_source} |",
-            f"| epochs run | {len(training.history)} |",
-            f"| seconds of training | {training.seconds:.1f} |",
-        ]
-        if training.gamma is not None:
-            rows.append(f"| γ that suits dev best | {training.gamma:g} |")
+def _recipe(training: FinetuneResult) -> str:
+    settings = {k: v for k, v in vars(training.config).items() if v is not None}
+    rows = [f"| {name} | {value} |" for name, value in settings.items()]
+    rows += [
+        f"| dev score | {training.metric} |",
+        f"| dev score before | {training.baseline_score:.4f} |",
+        f"| dev score after | {training.score:.4f} |",
+        f"| dev set | {training.dev_source} |",
+        f"| epochs run | {len(training.history)} |",
+        f"| seconds of training | {training.seconds:.1f} |",
+    ]
+    if training.gamma is not None:
+        rows.append(f"| γ that suits dev best | {training.gamma:g} |")
     return _table(("setting", "value"), rows)
 
 

@@ -9,8 +9,9 @@ from nexus_integrations.evaluation import compare, evaluate
 from nexus_integrations.nudge.apply import nudge_index
 from nexus_integrations.report import Report
 from nexus_integrations.retrievers import DenseRetriever
+from nexus_integrations.training.config import FinetuneConfig
 from nexus_integrations.training.curve import learning_curve
-from nexus_integrations.training.recipe import FinetuneConfig, finetune
+from nexus_integrations.training.finetune import finetune
 
 LINEAR = FinetuneConfig(dendrites=0, epochs=4)
 
@@ -19,7 +20,7 @@ def test_the_whole_training_set_gains_what_the_job_gains(clinic, clinic_encoder,
     """A size above the number of questions is all of them: fine-tune, nudge, compare."""
     train, dev, test = clinic
     curve = learning_curve(
-        clinic_encoder, train, test, dev, sizes=[10, 10_000], config=LINEAR, index=clinic_index
+        clinic_encoder, train, dev, test=test, sizes=[10, 10_000], config=LINEAR, index=clinic_index
     )
     assert list(curve) == [10, len(train)]
     before = evaluate(DenseRetriever(clinic_index, clinic_encoder), test)
@@ -38,7 +39,7 @@ def test_the_index_is_read_and_not_changed(clinic, clinic_encoder, clinic_index)
     before = clinic_index.vectors(ids).copy()
     config = replace(LINEAR, heads="shared", refit=True)
     curve = learning_curve(
-        clinic_encoder, train, test, sizes=[40], config=config, index=clinic_index
+        clinic_encoder, train, test=test, sizes=[40], config=config, index=clinic_index
     )
     assert list(curve) == [40]
     np.testing.assert_array_equal(clinic_index.vectors(ids), before)
@@ -52,8 +53,8 @@ def test_seeds_are_averaged_by_question(clinic, clinic_encoder, clinic_index):
         curve = learning_curve(
             clinic_encoder,
             train,
-            test,
             dev,
+            test=test,
             sizes=[20],
             config=LINEAR,
             index=clinic_index,
@@ -69,7 +70,7 @@ def test_a_report_draws_it(clinic, clinic_encoder, clinic_index, tmp_path):
     """The result is what `Report.of` takes."""
     train, dev, test = clinic
     curve = learning_curve(
-        clinic_encoder, train, test, dev, sizes=[10, 20], config=LINEAR, index=clinic_index
+        clinic_encoder, train, dev, test=test, sizes=[10, 20], config=LINEAR, index=clinic_index
     )
     before = evaluate(DenseRetriever(clinic_index, clinic_encoder), test)
     stages = {"before": before, "after": before}
@@ -82,10 +83,10 @@ def test_too_few_questions_and_heads_are_refused(clinic, clinic_encoder, clinic_
     train, dev, test = clinic
     for sizes in ([1], []):
         with pytest.raises(ValueError, match="at least 2 questions"):
-            learning_curve(clinic_encoder, train, test, sizes=sizes, index=clinic_index)
+            learning_curve(clinic_encoder, train, test=test, sizes=sizes, index=clinic_index)
     tuned = finetune(clinic_encoder, train, dev, LINEAR, index=clinic_index).encoder
     with pytest.raises(ValueError, match="has heads already"):
-        learning_curve(tuned, train, test, sizes=[20], index=clinic_index)
+        learning_curve(tuned, train, test=test, sizes=[20], index=clinic_index)
 
 
 def test_a_trained_backbone_is_refused(clinic, clinic_encoder):
@@ -93,4 +94,4 @@ def test_a_trained_backbone_is_refused(clinic, clinic_encoder):
     train, _, test = clinic
     config = FinetuneConfig(backbone="trainable", heads="shared")
     with pytest.raises(ValueError, match='leave backbone at "frozen"'):
-        learning_curve(clinic_encoder, train, test, config=config)
+        learning_curve(clinic_encoder, train, test=test, config=config)

@@ -125,10 +125,19 @@ def write_beir(folder, *, compress=False, corpus=None, queries=None, qrels=None)
     return folder
 
 
+@pytest.mark.parametrize(
+    ("split", "message"), [(None, "name a split"), ("tset", "there is no split 'tset'")]
+)
+def test_a_split_is_never_guessed(tmp_path, split, message):
+    """Without a split, or with one misspelt, the error lists those that there are."""
+    with pytest.raises(ValueError, match=rf"{message}: .* has test in qrels/"):
+        RetrievalDataset.from_beir(write_beir(tmp_path), split=split)
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_from_beir(tmp_path, compress):
     """Titles stand before texts, only the split's queries stay, scores of 0 and −1 count not."""
-    dataset = RetrievalDataset.from_beir(write_beir(tmp_path, compress=compress))
+    dataset = RetrievalDataset.from_beir(write_beir(tmp_path, compress=compress), split="test")
     assert dataset.corpus == {**CORPUS, "d1": "Forms the head nurse signs"}
     assert dataset.queries == {"q2": "where is it?"}
     assert dataset.relevant_docs == {"q2": ["d2", "d1"]}
@@ -137,7 +146,7 @@ def test_from_beir(tmp_path, compress):
 def test_from_beir_counts_queries_judged_irrelevant_alone(tmp_path):
     """A query whose one judgement is 0 is dropped, and counted."""
     qrels = "query-id\tcorpus-id\tscore\nq1\td1\t0\nq2\td2\t1\n"
-    dataset = RetrievalDataset.from_beir(write_beir(tmp_path, qrels=qrels))
+    dataset = RetrievalDataset.from_beir(write_beir(tmp_path, qrels=qrels), split="test")
     assert (list(dataset.queries), dataset.dropped) == (["q2"], 1)
 
 
@@ -174,13 +183,13 @@ def test_from_beir_counts_queries_judged_irrelevant_alone(tmp_path):
 def test_from_beir_names_what_is_wrong(tmp_path, parts, error, message):
     """Duplicate ids, missing fields, missing texts and unknown queries are named."""
     with pytest.raises(error, match=message):
-        RetrievalDataset.from_beir(write_beir(tmp_path, **parts))
+        RetrievalDataset.from_beir(write_beir(tmp_path, **parts), split="test")
 
 
 def test_from_beir_takes_a_title_alone(tmp_path):
     """A document with a title and an empty text is its title."""
     corpus = [{"_id": f"d{n}", "title": "Alone", "text": ""} for n in (1, 2, 3)]
-    dataset = RetrievalDataset.from_beir(write_beir(tmp_path, corpus=corpus))
+    dataset = RetrievalDataset.from_beir(write_beir(tmp_path, corpus=corpus), split="test")
     assert dataset.corpus["d1"] == "Alone"
 
 
@@ -190,7 +199,7 @@ def test_from_beir_names_a_broken_line(tmp_path):
     with (tmp_path / "corpus.jsonl").open("a") as file:
         file.write("{broken\n")
     with pytest.raises(ValueError, match=r"line 4 of .*corpus.jsonl is not valid JSON"):
-        RetrievalDataset.from_beir(tmp_path)
+        RetrievalDataset.from_beir(tmp_path, split="test")
 
 
 def test_json_round_trip(tmp_path):

@@ -183,7 +183,6 @@ def test_card(tiny, dataset, tmp_path):
         result.encoder,
         backbone_name="acme/tiny",
         training=result,
-        config=config,
         data={"train": dataset},
         evaluations={
             "before": measured,

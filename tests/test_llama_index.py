@@ -46,8 +46,8 @@ from nexus_integrations.llama_index import (
     dataset_from_nodes,
     open_index,
 )
-from nexus_integrations.report import TrainingRecord
 from nexus_integrations.retrievers import DenseRetriever
+from nexus_integrations.training.result import FinetuneResult
 
 TEXTS = ["the fridge", "the stairs", "a form", "the goldie is broken", "x"]
 
@@ -513,8 +513,7 @@ def test_engine_saves(letters, tiny_model, tmp_path):
     tuned = engine.get_finetuned_model()
     assert (tuned.model_name, tuned.embed_batch_size) == (str(tmp_path / "tuned"), 3)
     assert tuned.fingerprint == result.encoder.fingerprint
-    record = TrainingRecord.load(tmp_path / "tuned")  # for `nexus report`
-    assert record is not None
+    record = FinetuneResult.load(tmp_path / "tuned")  # for `nexus report`
     assert (record.fingerprint, record.history) == (tuned.fingerprint, result.history)
 
 

@@ -14,11 +14,12 @@ import torch
 
 from nexus_integrations.evaluation import evaluate
 from nexus_integrations.retrievers import DenseRetriever
-from nexus_integrations.training import perforated
-from nexus_integrations.training.fit import Schedule
+from nexus_integrations.training import growing
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.finetune import finetune
+from nexus_integrations.training.growing import grow
+from nexus_integrations.training.loop import Schedule
 from nexus_integrations.training.objectives import RetrievalObjective
-from nexus_integrations.training.perforated import grow
-from nexus_integrations.training.recipe import FinetuneConfig, finetune
 
 pytestmark = [pytest.mark.dendrites, pytest.mark.usefixtures("perforatedai")]
 
@@ -49,9 +50,9 @@ def make_objective() -> RetrievalObjective:
     )
 
 
-def grow_once(epochs=None, side="query", schedule=SCHEDULE, **options):
+def grow_once(epochs=None, kind="query", schedule=SCHEDULE, **options):
     epochs = [] if epochs is None else epochs
-    return grow(make_objective(), side, schedule, **{**OPTIONS, **options}, on_epoch=epochs.append)
+    return grow(make_objective(), kind, schedule, **{**OPTIONS, **options}, on_epoch=epochs.append)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def children(monkeypatch):
         started.append(popen(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(perforated.subprocess, "Popen", start)
+    monkeypatch.setattr(growing.subprocess, "Popen", start)
     return started
 
 
@@ -122,7 +123,7 @@ def test_dendrites_grow_on_the_demo_corpus(clinic, clinic_encoder, clinic_index,
 
 def test_a_head_that_differs_from_the_grown_one_is_refused(monkeypatch):
     """The child's outputs are the judge: a copy off by more than rounding is an error."""
-    monkeypatch.setattr(perforated, "_TOLERANCE", -1.0)
+    monkeypatch.setattr(growing, "_TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match=r"the copied head differs from the grown one by"):
         grow_once()
 
@@ -141,7 +142,7 @@ def test_the_head_is_that_of_the_best_epoch():
 
 def test_each_side_grows_its_own_head():
     """heads "separate" gives two heads, one per role."""
-    queries, documents = grow_once(side="separate").heads
+    queries, documents = grow_once(kind="separate").heads
     assert not np.array_equal(queries.weight, documents.weight)
 
 
@@ -149,7 +150,7 @@ def test_two_dendrites_are_copied_with_what_lies_between(temporary):
     """Cycles of two epochs grow two; `grow` holds the copy against the outputs of the child."""
     epochs = []
     schedule = replace(SCHEDULE, epochs=2)
-    (head,) = grow_once(epochs, dendrites=2, schedule=schedule, keep="last").heads
+    (head,) = grow_once(epochs, dendrites=2, schedule=schedule, dev_chooses=False).heads
     assert max(epoch.dendrites for epoch in epochs) == 2
     assert head.dendrites == 2
     assert head.between[1, 0].any()
@@ -157,7 +158,7 @@ def test_two_dendrites_are_copied_with_what_lies_between(temporary):
 
 
 def test_runs_in_turn_and_at_once_give_equal_heads(temporary):
-    """One run after another, and two in threads side by side, with equal seeds."""
+    """One run after another, and two in threads kind by kind, with equal seeds."""
     heads = [grow_once().heads[0]]
     threads = [
         threading.Thread(target=lambda: heads.append(grow_once().heads[0])) for _ in range(2)
@@ -204,15 +205,15 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
 import subprocess
-from nexus_integrations.training import perforated
+from nexus_integrations.training import growing
 from test_perforated import OPTIONS, SCHEDULE, make_objective
 popen = subprocess.Popen
 def start(*args, **options):
     child = popen(*args, **options)
     print(child.pid, flush=True)
     return child
-perforated.subprocess.Popen = start
-perforated.grow(
+growing.subprocess.Popen = start
+growing.grow(
     make_objective(), "query", replace(SCHEDULE, epochs=100_000), **OPTIONS,
     on_epoch=lambda epoch: print("epoch", flush=True),
 )

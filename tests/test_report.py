@@ -21,8 +21,9 @@ from nexus_integrations.index import MemoryIndex
 from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
 from nexus_integrations.nudge.state import NudgeState
 from nexus_integrations.protocols import Hits
-from nexus_integrations.report import Moves, NudgeRecord, Report, TrainingRecord, plots
-from nexus_integrations.training.record import Epoch
+from nexus_integrations.report import Moves, NudgeRecord, Report, plots
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.result import Epoch, FinetuneResult
 
 # As text, as markup that runs, and as the end of the script element that holds the data.
 EVIL = '</script><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\'&\u202e'
@@ -69,8 +70,9 @@ HISTORY = [
     Epoch(epoch=1, dendrites=0, loss=2.0, score=0.5, parameters=4, seconds=0.1),
     Epoch(epoch=2, dendrites=1, loss=1.5, score=0.7, parameters=8, seconds=0.2),
 ]
-TRAINING = TrainingRecord(
-    heads="query",
+TRAINING = FinetuneResult(
+    config=FinetuneConfig(heads="query"),
+    repeated=0,
     dendrites=1,
     metric="ndcg@10",
     baseline_score=0.4,
@@ -397,11 +399,8 @@ def test_a_hundred_thousand_questions_are_aggregated(tmp_path: Path) -> None:
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     """What the commands leave is what the report reads; damaged files are named."""
-    TRAINING.save(tmp_path)
     NUDGE.save(tmp_path)
-    assert TrainingRecord.load(tmp_path) == TRAINING
     assert NudgeRecord.load(tmp_path) == NUDGE
-    assert TrainingRecord.load(tmp_path / "elsewhere") is None
     for content in ("{", "[]", '{"gamma": 1}'):
         (tmp_path / "nudge.json").write_text(content)
         with pytest.raises(ValueError, match=r"nudge\.json is damaged"):

@@ -11,8 +11,9 @@ from benchmarks import choose, dendrites, gains, harm, retrieval, runs
 from benchmarks.corpora import Corpus
 from benchmarks.mlp import MLP, MLPEncoder, fit_mlp
 from benchmarks.runs import HEAD, NUDGED, Bench
+from nexus_integrations.training.config import FinetuneConfig
 from nexus_integrations.training.heads import Heads
-from nexus_integrations.training.recipe import FinetuneConfig, _retrieval
+from nexus_integrations.training.prepare import prepare
 
 LINEAR = FinetuneConfig(dendrites=0, epochs=2)
 
@@ -116,7 +117,7 @@ def test_an_mlp_head_starts_as_nothing_and_learns(bench):
     encoded = MLPEncoder(bench.encoder, heads).encode_queries(texts)
     np.testing.assert_allclose(encoded, plain, atol=1e-6)
     corpus = bench.corpus
-    objective = _retrieval(bench.encoder, corpus.train, corpus.dev, LINEAR, bench.index)
+    objective = prepare(bench.encoder, corpus.train, corpus.dev, LINEAR, bench.index)
     fitted = fit_mlp(objective, replace(LINEAR, epochs=4), 768)
     assert fitted.parameters == 4 * 384 * 384
     assert fitted.score > objective.score(Heads(384, "query"))

@@ -15,8 +15,9 @@ import torch
 from benchmarks.sts.runs import similarity_score
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
-from nexus_integrations.training.recipe import FinetuneConfig, finetune
-from nexus_integrations.training.tower import Pieces, Tower, like_length
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.finetune import finetune
+from nexus_integrations.training.tower import Tokens, Tower, like_length
 
 CONFIG = FinetuneConfig(
     backbone="trainable",
@@ -53,17 +54,17 @@ def weights(encoder: DendriticEncoder) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in encoder.backbone.model.state_dict().items()}
 
 
-def test_pieces_are_padded_and_embedded_as_the_model_embeds_texts(tiny):
+def test_tokens_are_padded_and_embedded_as_the_model_embeds_texts(tiny):
     """Cut once and padded by us, texts of several lengths give the encoder's own vectors."""
     texts = ["a", "bcd efg", "hello there 7", "a"]
     tower = Tower.copy_of(tiny.backbone)
-    pieces = tower.pieces(texts, "document")
-    assert pieces.starts[0] == 0
-    assert len(pieces.lengths) == 4
-    np.testing.assert_allclose(tower.embed(pieces), tiny.encode_documents(texts), atol=1e-5)
-    joined = Pieces.joined(*pieces.halves())
-    assert torch.equal(joined.pieces, pieces.pieces)
-    assert torch.equal(joined.starts, pieces.starts)
+    tokens = tower.tokens(texts, "document")
+    assert tokens.starts[0] == 0
+    assert len(tokens.lengths) == 4
+    np.testing.assert_allclose(tower.embed(tokens), tiny.encode_documents(texts), atol=1e-5)
+    joined = Tokens.joined(*tokens.halves())
+    assert torch.equal(joined.ids, tokens.ids)
+    assert torch.equal(joined.starts, tokens.starts)
 
 
 def test_batches_of_like_length_cover_everything_once():
@@ -106,7 +107,7 @@ def test_nothing_is_dropped_unless_asked_for(tiny):
     """The same texts have the same vectors twice while the tower is trained, or not."""
     for dropout in (False, True):
         tower = Tower.copy_of(tiny.backbone, dropout=dropout).train()
-        texts = tower.pieces(["abc", "de f"], "document")
+        texts = tower.tokens(["abc", "de f"], "document")
         first, second = (tower(texts, torch.arange(2)) for _ in range(2))
         assert torch.equal(first, second) == (not dropout)
         assert first.requires_grad
@@ -179,14 +180,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     """SIGKILL in mid-training; the second call trains the rest and ends where one run ends."""
     if dendrites:
         request.getfixturevalue("perforatedai")
-    config = replace(CONFIG, dendrites=dendrites, warmup_epochs=4, epochs=4)
+    config = replace(CONFIG, dendrites=dendrites, epochs=4)
     whole = finetune(tiny, TRAIN, DEV, config)
     program = f"""
 import sys, threading
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_tower import *
 encoder = DendriticEncoder.load({str(tiny_model)!r}, backend="torch")
-config = replace(CONFIG, dendrites={dendrites}, warmup_epochs=4, epochs=4)
+config = replace(CONFIG, dendrites={dendrites}, epochs=4)
 finetune(encoder, TRAIN, DEV, config, checkpoint_dir={str(tmp_path / "run")!r})
 """
     child = subprocess.Popen([sys.executable, "-c", program], env=package_environment)
@@ -257,4 +258,4 @@ def test_constant_scores_are_refused(tiny, part):
     same = replace(TRAIN, scores=np.full(len(TRAIN), 0.5, dtype=np.float32))
     train, dev = (same, DEV) if part == "train" else (TRAIN, same)
     with pytest.raises(ValueError, match=rf"all 48 scores of the {part} pairs are 0\.5"):
-        finetune(tiny, train, dev, replace(CONFIG, backbone="frozen"))
+        finetune(tiny, train, dev, FinetuneConfig(dendrites=0, epochs=1))

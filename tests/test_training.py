@@ -20,15 +20,16 @@ from nexus_integrations.evaluation import evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.solver import Turn, query_sums
 from nexus_integrations.retrievers import DenseRetriever
-from nexus_integrations.training import recipe
-from nexus_integrations.training.fit import Schedule
+from nexus_integrations.training import finetune as entry
+from nexus_integrations.training import prepare
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.finetune import finetune
 from nexus_integrations.training.heads import Heads
+from nexus_integrations.training.loop import Schedule
 from nexus_integrations.training.objectives import (
     RetrievalObjective,
     SimilarityObjective,
-    batches,
 )
-from nexus_integrations.training.recipe import FinetuneConfig, finetune
 
 LINEAR = FinetuneConfig(dendrites=0, epochs=6)
 
@@ -76,8 +77,8 @@ def test_the_anchor_by_hand():
     free = make_objective(queries=torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     # Of the four documents (0, 1) moves so too, and (.8, .6) to (1.4, .6)/‖·‖.
     cosine = (0.8 * 1.4 + 0.6 * 0.6) / (1.4**2 + 0.6**2) ** 0.5
-    for side, documents in (("query", 0.0), ("shared", (2 - 2**0.5 + 2 - 2 * cosine) / 4)):
-        heads = Heads(2, side)
+    for kind, documents in (("query", 0.0), ("shared", (2 - 2**0.5 + 2 - 2 * cosine) / 4)):
+        heads = Heads(2, kind)
         with torch.no_grad():
             heads.first.layer.weight[0, 1] = 1.0
             items = torch.tensor([0, 1])
@@ -92,7 +93,7 @@ def test_the_nudged_loss_by_hand():
     and 3 answer only the query judged, so they stay. The scores at scale 2 are 2, 1.2, −2, 1.6.
     """
     objective, heads = make_objective(gamma=0.4), Heads(2, "query")
-    objective.epoch(heads)
+    objective.begin_epoch(heads)
     rivals = exp(1.2) + exp(-2)
     expected = (log(1 + rivals / exp(2)) + log(1 + rivals / exp(1.6))) / 2
     assert float(objective.loss(heads, torch.tensor([0]))) == pytest.approx(expected, abs=1e-6)
@@ -109,7 +110,7 @@ def test_the_nudged_loss_turns_as_the_solver_does():
     answers = torch.tensor([[query, (query * 2) % 5] for query in range(9)])
     queries = torch.nn.functional.normalize(documents[answers[:, 1]] + units(9), dim=1)
     objective = make_objective(queries=queries, documents=documents, answers=answers, gamma=0.3)
-    objective.epoch(Heads(6, "query"))
+    objective.begin_epoch(Heads(6, "query"))
     none = torch.zeros(0, dtype=torch.int64)
     nudged = objective._nudged(documents, none, none)
     sums = query_sums(queries.numpy(), [[d] for _, d in answers.tolist()], 5)
@@ -159,8 +160,10 @@ def test_cosent_by_hand():
 
 def test_batches_cover_everything_once():
     """Ten items in batches of four, shuffled by the generator given."""
+    objective = make_objective(queries=torch.eye(10), documents=torch.eye(10))
     found = [
-        [b.tolist() for b in batches(10, 4, torch.Generator().manual_seed(s))] for s in (0, 0, 1)
+        [b.tolist() for b in objective.batches(4, torch.Generator().manual_seed(s))]
+        for s in (0, 0, 1)
     ]
     assert [len(batch) for batch in found[0]] == [4, 4, 2]
     assert sorted(item for batch in found[0] for item in batch) == list(range(10))
@@ -178,8 +181,8 @@ def test_the_learning_rate_rises_and_falls():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": "left"}, "heads must be 'query', 'shared' or 'separate', not 'left'"),
-        ({"split_by": "passage"}, "split_by must be 'query' or 'document'"),
+        ({"heads": "left"}, "heads must be one of query, shared, separate, not 'left'"),
+        ({"split_by": "passage"}, "split_by must be one of query, document, not 'passage'"),
         ({"dendrites": -1}, "dendrites must be at least 0, not -1"),
         ({"tries": 0}, "tries must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
@@ -189,7 +192,7 @@ def test_the_learning_rate_rises_and_falls():
         ({"learning_rate": 0}, "learning_rate must be positive, not 0"),
         ({"backbone_learning_rate": 0}, "backbone_learning_rate must be positive"),
         ({"scale": -1}, "scale must be positive, not -1"),
-        ({"backbone": "thawed"}, "backbone must be 'frozen' or 'trainable', not 'thawed'"),
+        ({"backbone": "thawed"}, "backbone must be one of frozen, trainable, not 'thawed'"),
         ({"loss": "mse"}, "loss must be one of cosent, cosine, angle, not 'mse'"),
         ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, not 0"),
         ({"gamma": 4}, "gamma must lie in 0 ≤ γ < 4, not 4"),
@@ -207,22 +210,22 @@ def test_settings_are_checked_on_construction(options, message):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("side", ["query", "shared", "separate"])
-def test_a_linear_head_improves_dev_and_test(clinic, clinic_encoder, clinic_index, side):
-    """Every side learns the clinic's words: ten points of nDCG@10 on dev, and better on test."""
+@pytest.mark.parametrize("kind", ["query", "shared", "separate"])
+def test_a_linear_head_improves_dev_and_test(clinic, clinic_encoder, clinic_index, kind):
+    """Every kind learns the clinic's words: ten points of nDCG@10 on dev, and better on test."""
     train, dev, test = clinic
-    result = finetune(clinic_encoder, train, dev, replace(LINEAR, heads=side), index=clinic_index)
+    result = finetune(clinic_encoder, train, dev, replace(LINEAR, heads=kind), index=clinic_index)
     assert result.score > result.baseline_score + 0.1
     assert result.score == max(epoch.score for epoch in result.history)
     assert [epoch.epoch for epoch in result.history] == [1, 2, 3, 4, 5, 6]
     assert (result.dev_source, result.dropped) == ("given", 0)
     trained = result.encoder
     index = clinic_index
-    if side == "query":
+    if kind == "query":
         assert trained.document_head is None
         assert trained.document_fingerprint == clinic_encoder.document_fingerprint
     else:
-        assert (trained.document_head is trained.query_head) == (side == "shared")
+        assert (trained.document_head is trained.query_head) == (kind == "shared")
         corpus = test.corpus
         index = MemoryIndex(list(corpus), trained.encode_documents(list(corpus.values())))
     found = {
@@ -319,14 +322,12 @@ def test_above_the_limit_negatives_are_mined(clinic, clinic_encoder, clinic_inde
     few = train.subset(list(train.queries)[:30])
     few_dev = dev.subset(list(dev.queries)[:10])
     needed = {d for part in (few, few_dev) for f in part.relevant_docs.values() for d in f}
-    monkeypatch.setattr(recipe, "_NEGATIVES", 2)
+    monkeypatch.setattr(prepare, "_NEGATIVES", 2)
     pools = []
-    collect = recipe._retrieval
-    monkeypatch.setattr(
-        recipe, "_retrieval", lambda *given: pools.append(collect(*given)) or pools[-1]
-    )
+    collect = prepare.prepare
+    monkeypatch.setattr(entry, "prepare", lambda *given: pools.append(collect(*given)) or pools[-1])
     for limit in (80, 120):
-        monkeypatch.setattr(recipe, "_POOL", limit)
+        monkeypatch.setattr(prepare, "_POOL", limit)
         finetune(clinic_encoder, few, few_dev, replace(LINEAR, epochs=1), index=clinic_index)
     assert [len(pool.documents) for pool in pools] == [80, 120]
     assert len(needed) < 80
@@ -424,16 +425,16 @@ def test_heads_stay_untrained_when_nothing_helps(small):
     assert len(result.history) == 6
 
 
-@pytest.mark.parametrize("side", ["query", "separate"])
-def test_runs_of_several_seeds_are_averaged(small, side):
+@pytest.mark.parametrize("kind", ["query", "separate"])
+def test_runs_of_several_seeds_are_averaged(small, kind):
     """Every head is the mean of its like over seeds 4, 5 and 6; the score is that of the mean."""
     encoder, dataset = small
-    config = replace(LINEAR, heads=side, epochs=20, batch_size=2, learning_rate=0.05, anchor=0.0)
+    config = replace(LINEAR, heads=kind, epochs=20, batch_size=2, learning_rate=0.05, anchor=0.0)
     runs = [finetune(encoder, dataset, dataset, replace(config, seed=seed)) for seed in (4, 5, 6)]
     told = []
     config = replace(config, seed=4, average=3)
     mean = finetune(encoder, dataset, dataset, config, on_epoch=told.append)
-    for name in ("query_head",) if side == "query" else ("query_head", "document_head"):
+    for name in ("query_head",) if kind == "query" else ("query_head", "document_head"):
         weights = [getattr(run.encoder, name).weight for run in runs]
         assert not np.array_equal(weights[0], weights[1])
         np.testing.assert_allclose(
@@ -462,7 +463,7 @@ def test_runs_of_several_seeds_are_averaged(small, side):
 def test_a_mean_that_does_not_help_leaves_the_heads_untrained(small, monkeypatch):
     """Runs that gain, and a mean that does not: what counts is the mean."""
     encoder, dataset = small
-    monkeypatch.setattr(recipe, "_score", lambda *_: 0.0)
+    monkeypatch.setattr(entry, "_score", lambda *_: 0.0)
     config = replace(LINEAR, epochs=60, learning_rate=0.1, anchor=0.0, average=2)
     result = finetune(encoder, dataset, dataset, config)
     assert max(epoch.score for epoch in result.history) > result.baseline_score
@@ -470,14 +471,8 @@ def test_a_mean_that_does_not_help_leaves_the_heads_untrained(small, monkeypatch
     assert result.encoder.query_head.is_identity
 
 
-def test_one_run_is_told_from_an_average_by_its_settings():
-    """Rows that were recorded before there were averages keep their ids."""
-    assert "average" not in LINEAR.settings()
-    assert replace(LINEAR, average=2).settings()["average"] == 2
-
-
 def test_an_old_document_head_is_kept_or_replaced(small):
-    """Training the query side keeps a document head, and trains against what it maps."""
+    """Training the query kind keeps a document head, and trains against what it maps."""
     encoder, dataset = small
     head = replace(DendriticHead.untrained(2), weight=np.array([[0.0, 2.0], [-2.0, 0.0]]))
     headed = encoder.with_heads(query_head=head, document_head=head)
@@ -485,7 +480,7 @@ def test_an_old_document_head_is_kept_or_replaced(small):
     assert kept.encoder.document_head is head
     replaced = finetune(headed, dataset, dataset, replace(LINEAR, heads="shared"))
     assert replaced.encoder.document_head is not head
-    # Training starts anew: the baseline is that without a head on the trained side.
+    # Training starts anew: the baseline is that without a head on the trained kind.
     assert replaced.baseline_score == finetune(encoder, dataset, dataset, LINEAR).baseline_score
     assert kept.baseline_score != replaced.baseline_score
 
@@ -503,12 +498,13 @@ def make_pairs(n=40, seed=0) -> tuple[dict, SimilarityDataset]:
 
 
 def test_sentence_pairs_train_one_head_for_both_roles(table_encoder):
-    """Whatever the side asked for, pairs share one head, and Spearman's ρ rises."""
+    """Pairs share one head, and Spearman's ρ rises."""
     table, train = make_pairs()
     other, dev = make_pairs(seed=1)
     encoder = table_encoder({**table, **other})
     config = replace(LINEAR, epochs=20, learning_rate=0.02, anchor=0.0)
     result = finetune(encoder, train, dev, config)
+    assert result.heads == "shared"
     assert result.score > result.baseline_score + 0.05
     assert result.encoder.query_head is result.encoder.document_head
     split = finetune(encoder, train, config=replace(config, epochs=1))
@@ -551,7 +547,7 @@ def test_the_callers_process_is_left_alone(small, capfd, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     before = global_state()
     capfd.readouterr()
-    finetune(encoder, dataset, dataset, FinetuneConfig(dendrites=dendrites, epochs=2, tries=1))
+    finetune(encoder, dataset, dataset, FinetuneConfig(dendrites=dendrites, epochs=2))
     assert capfd.readouterr() == ("", "")
     assert global_state() == before
     assert list(tmp_path.iterdir()) == []

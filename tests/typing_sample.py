@@ -54,7 +54,7 @@ def core(folder: Path) -> Comparison:
     assert_type(report, NudgeResult)
     assert_type(report.undo(index), int)
     stages = {"before": before, "after": evaluate(DenseRetriever(index, result.encoder), test)}
-    curve = learning_curve(encoder, train, test, dev, sizes=[25, 50])
+    curve = learning_curve(encoder, train, dev, test=test, sizes=[25, 50])
     assert_type(curve, dict[int, Comparison])
     page = Report.of(stages, finetuned=result, nudged=report, index=index, learning_curve=curve)
     page.save(folder / "report.html", include_text=False)

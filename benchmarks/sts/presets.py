@@ -3,7 +3,7 @@
 from dataclasses import replace
 from types import MappingProxyType
 
-from nexus_integrations.training.recipe import FinetuneConfig
+from nexus_integrations.training.config import FinetuneConfig
 
 # PerforatedAI/PerforatedAI, Examples/hackathonProjects/Project-Nexus-SBERT: AdamW at a constant
 # 2e-5 with weight decay .01, batches of 32, mean squared error of the cosine, all weights trained;
@@ -21,7 +21,6 @@ _PUBLISHED = FinetuneConfig(
     decay=False,
     batch_size=32,
     weight_decay=0.01,
-    anchor=0.0,
     seed=42,
 )
 

@@ -23,7 +23,9 @@ from nexus_integrations.backends import Backbone, Role
 from nexus_integrations.data import SimilarityDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.protocols import Floats
-from nexus_integrations.training.recipe import FinetuneConfig, FinetuneResult, finetune
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.finetune import finetune
+from nexus_integrations.training.result import FinetuneResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def run(
         "parameters_added": sum(array.size for array in weights),
         "bytes_added": sum(array.nbytes for array in weights),
         "seconds": round(seconds, 1),
-        "config": config.settings(),
+        "config": config.settings("pairs"),
         "history": [
             [epoch.epoch, epoch.dendrites, round(epoch.loss, 5), round(epoch.score, 5)]
             for epoch in result.history
@@ -104,7 +106,7 @@ def run(
 
 def run_id(encoder: DendriticEncoder, data: STSBenchmark, name: str, config: FinetuneConfig) -> str:
     """Return a hash of all that tells one run from another."""
-    content = json.dumps([encoder.fingerprint, data.digest, name, config.settings()])
+    content = json.dumps([encoder.fingerprint, data.digest, name, config.settings("pairs")])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -113,16 +115,22 @@ def published_grid(backbone: str, seeds: Sequence[int]) -> Iterator[tuple[str, F
 
     Eight epochs with dendrites, the warm-up among them, and ten without, where there is no warm-up.
     """
-    base = replace(PRESETS["published"], backbone=cast(Any, backbone))
+    base = PRESETS["published"]
     for seed, rate, batch in product(seeds, (1e-5, 2e-5, 5e-5), (16, 32)):
-        shared = replace(
-            base, learning_rate=rate, backbone_learning_rate=rate, batch_size=batch, seed=seed
-        )
+        shared = replace(base, learning_rate=rate, batch_size=batch, seed=seed)
+        shared = _on(shared, backbone)
         name = f"{backbone}, lr {rate:.0e}, batch {batch}"
         for warmup in (2, 4):
             config = replace(shared, warmup_epochs=warmup, epochs=8 - warmup)
             yield f"{name}, warm-up {warmup}", config
         yield f"{name}, no dendrites", replace(shared, dendrites=0, warmup_epochs=None, epochs=10)
+
+
+def _on(config: FinetuneConfig, backbone: str) -> FinetuneConfig:
+    """Return the recipe for a backbone: trained at the heads' rate, or frozen and not anchored."""
+    if backbone == "trainable":
+        return replace(config, backbone_learning_rate=config.learning_rate)
+    return replace(config, backbone="frozen", backbone_learning_rate=None, dropout=None, anchor=0.0)
 
 
 def preset_runs(names: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, FinetuneConfig]]:

@@ -28,7 +28,7 @@ def demo(
     from nexus_integrations.demo import run
 
     told = Output(as_json)
-    config = FinetuneConfig(dendrites=dendrites, seed=seed, heads=heads or "query")
+    config = FinetuneConfig(dendrites=dendrites, seed=seed, heads=heads)
     result = run(output, config, tell=told.tell)
     told.result(
         result,

@@ -55,45 +55,37 @@ def evaluate(
         Output(as_json).result(after, "", str(change), comparison=change.to_json())
 
 
-Evaluations = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Two or more evaluations of the same questions (`nexus evaluate -o`), the first "
-        "before, the last after; each is called by its file's name."
-    ),
-]
-TunedModel = Annotated[
-    Path | None,
-    typer.Option(
-        "--model", "-m", help="The folder of a tuned encoder: how its heads were trained."
-    ),
-]
-NudgeState = Annotated[
-    Path | None,
-    typer.Option("--state", help="The state of a nudge: which documents moved, and how far."),
-]
-MapVectors = Annotated[
-    Path | None,
-    typer.Option(help="The document vectors: the map shows those that did not move as well."),
-]
-Texts = Annotated[
-    str | None, typer.Option(help=f"Where --include-text finds its texts. {DATASET_HELP}")
-]
-IncludeText = Annotated[
-    bool, typer.Option("--include-text", help="Show questions and passages, not ids alone.")
-]
-
-
 def report(
-    evaluations: Evaluations,
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two or more evaluations of the same questions (`nexus evaluate -o`), the first "
+            "before, the last after; each is called by its file's name."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
         "report.html"
     ),
-    model: TunedModel = None,
-    state: NudgeState = None,
-    vectors: MapVectors = None,
-    dataset: Texts = None,
-    include_text: IncludeText = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", "-m", help="The folder of a tuned encoder: how its heads were trained."
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", help="The state of a nudge: which documents moved, and how far."),
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="The document vectors: the map shows those that did not move as well."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Where --include-text finds its texts. {DATASET_HELP}")
+    ] = None,
+    include_text: Annotated[
+        bool, typer.Option("--include-text", help="Show questions and passages, not ids alone.")
+    ] = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -102,10 +94,9 @@ def report(
         raise typer.BadParameter("--include-text and --dataset go together")
     check_free(output, force=force)
 
-    from nexus_integrations import Evaluation, Report
+    from nexus_integrations import Evaluation, FinetuneResult, Report
     from nexus_integrations.index import MemoryIndex
     from nexus_integrations.nudge import StateFolder
-    from nexus_integrations.report import TrainingRecord
 
     stages = {path.stem: Evaluation.load(existing(path)) for path in evaluations}
     if len(stages) < len(evaluations):
@@ -114,8 +105,10 @@ def report(
         if folder is not None and not existing(folder).is_dir():
             raise FileNotFoundError(f"{folder} is no folder")
     told = Output(as_json)
-    training = None if model is None else TrainingRecord.load(model)
-    if model is not None and training is None:
+    training = None
+    if model is not None and (model / "training.json").exists():
+        training = FinetuneResult.load(model)
+    elif model is not None:
         told.tell(f"{model} has no training.json: the report does not say how it was trained")
     made = Report.of(
         stages,

@@ -22,32 +22,29 @@ _TRAIN_HELP = (
 )
 
 
-Dev = Annotated[
-    str | None,
-    typer.Option(help="Questions (or pairs) to choose by; else a share of TRAIN is split off."),
-]
-BaseVectors = Annotated[
-    Path | None,
-    typer.Option(help="Document vectors of this model (`nexus embed`): no passage is embedded."),
-]
-Refit = Annotated[
-    bool,
-    typer.Option(help="Train once more on TRAIN and DEV together, with the size dev chose."),
-]
-
-
 def finetune(
     train: Annotated[str, typer.Argument(help=_TRAIN_HELP)],
     output: Annotated[Path, typer.Argument(help="The folder to save the tuned encoder to.")],
-    dev: Dev = None,
+    dev: Annotated[
+        str | None,
+        typer.Option(help="Questions (or pairs) to choose by; else a share of TRAIN is split off."),
+    ] = None,
     model: Model = None,
-    vectors: BaseVectors = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Document vectors of this model (`nexus embed`): no passage is embedded."
+        ),
+    ] = None,
     scale: Annotated[
         tuple[float, float], typer.Option(help="The lowest and highest score of sentence pairs.")
     ] = (0.0, 5.0),
     heads: options.Heads = None,
     dendrites: options.Dendrites = 3,
-    refit: Refit = False,
+    refit: Annotated[
+        bool,
+        typer.Option(help="Train once more on TRAIN and DEV together, with the size dev chose."),
+    ] = False,
     seed: options.Seed = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the growth to this PNG.")] = None,
     force: Force = False,
@@ -66,7 +63,7 @@ def finetune(
     from nexus_integrations.index import MemoryIndex
     from nexus_integrations.report.plots import plot_growth
 
-    config = FinetuneConfig(dendrites=dendrites, refit=refit, seed=seed, heads=heads or "query")
+    config = FinetuneConfig(dendrites=dendrites, refit=refit, seed=seed, heads=heads)
     result = run(
         DendriticEncoder.load(model_name(model)),
         data["train"],
@@ -75,7 +72,7 @@ def finetune(
         index=None if vectors is None else MemoryIndex.load(existing(vectors)),
     )
     result.save(output)
-    write_card(output, model_card(result.encoder, training=result, config=config, data=data))
+    write_card(output, model_card(result.encoder, training=result, data=data))
     if plot is not None:
         plot_growth(result.history, result.baseline_score, plot)
     Output(as_json).result(result, f"Saved to {output}.", output=str(output))

@@ -102,13 +102,18 @@ class RetrievalDataset:
         return digest([self.queries, self.corpus, self.relevant_docs])
 
     @classmethod
-    def from_beir(cls, folder: str | Path, *, split: str = "test") -> "RetrievalDataset":
+    def from_beir(cls, folder: str | Path, *, split: str | None = None) -> "RetrievalDataset":
         """Read `corpus.jsonl`, `queries.jsonl` (or `.jsonl.gz`) and `qrels/<split>.tsv`.
 
         A document's title stands before its text, as BEIR has it; only the queries of the split
-        are kept, the corpus is whole, and judgements of score 0 or less are no relevance.
+        are kept, the corpus is whole, and judgements of score 0 or less are no relevance. Raises
+        `ValueError` without a split, and for one that the folder does not have.
         """
         folder = Path(folder)
+        known = sorted(path.name.removesuffix(".tsv") for path in (folder / "qrels").glob("*.tsv"))
+        if split not in known:
+            wrong = "name a split" if split is None else f"there is no split {split!r}"
+            raise ValueError(f"{wrong}: {folder} has {', '.join(known) or 'none'} in qrels/")
         corpus = {}
         for row in unique_rows(folder / "corpus.jsonl"):
             if not isinstance(row["text"], str):

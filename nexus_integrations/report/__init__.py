@@ -15,10 +15,9 @@ from nexus_integrations.nudge.record import NudgeRecord
 from nexus_integrations.nudge.state import NudgeState
 from nexus_integrations.protocols import VectorIndex
 from nexus_integrations.report.moves import Moves, file_hashes
-from nexus_integrations.training.recipe import FinetuneResult
-from nexus_integrations.training.record import TrainingRecord
+from nexus_integrations.training.result import FinetuneResult
 
-__all__ = ["Moves", "NudgeRecord", "Report", "TrainingRecord"]
+__all__ = ["Moves", "NudgeRecord", "Report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Report:
     """
 
     stages: Mapping[str, Evaluation]
-    training: TrainingRecord | None = None
+    training: FinetuneResult | None = None
     nudge: NudgeRecord | None = None
     moves: Moves | None = None
     learning_curve: Mapping[int, Comparison] = field(default_factory=dict)
@@ -57,7 +56,7 @@ class Report:
         cls,
         stages: Mapping[str, Evaluation],
         *,
-        finetuned: FinetuneResult | TrainingRecord | None = None,
+        finetuned: FinetuneResult | None = None,
         nudged: NudgeResult | StateFolder | None = None,
         index: VectorIndex | None = None,
         dataset: RetrievalDataset | None = None,
@@ -71,8 +70,6 @@ class Report:
         the saved encoder's, is listed. Raises `ValueError` as the class does, and for a
         `StateFolder` that holds no nudge.
         """
-        if isinstance(finetuned, FinetuneResult):
-            finetuned = TrainingRecord.of(finetuned)
         last = list(stages.values())[-1:]
         record, state = _nudged(nudged, last[0].fingerprint if last else "")
         return cls(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from nexus_integrations.evaluation import Comparison, Evaluation
 from nexus_integrations.protocols import Floats
-from nexus_integrations.training.record import Epoch
+from nexus_integrations.training.result import Epoch
 
 _INK, _GREY, _RULE = "#1c2024", "#60656d", "#dcdfe4"
 _BEFORE, _BLUE, _ORANGE = "#868c96", "#1f5fc4", "#b4490f"

@@ -1,25 +1,22 @@
-"""Where a run of training stands, on disk: a run that was killed goes on to the same weights."""
+"""The state of a run of training, on disk: a killed run is resumed and ends with equal weights."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nexus_integrations.files import write_json, written_whole
 from nexus_integrations.training.heads import Heads
 from nexus_integrations.training.objectives import Objective
-
-if TYPE_CHECKING:
-    from nexus_integrations.training.record import Epoch
+from nexus_integrations.training.result import Epoch
 
 _FORMAT = "nexus-checkpoint"
-# perforatedai keeps its tracker's books in a buffer of the module: they are told again instead.
+# perforatedai keeps its tracker's state in a buffer of the module. Replaying the scores makes it.
 _BOOKS = "tracker_string"
 
 
@@ -37,7 +34,7 @@ class Checkpoint:
         """Return the checkpoint of one of several runs, in a folder of its own below this one."""
         return Checkpoint(self.folder / name, self.identity)
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Epoch]:
         """Return the epochs that are done, none where nothing was saved.
 
         Raises `ValueError` for a folder of another run and for a damaged file.
@@ -45,12 +42,11 @@ class Checkpoint:
         if not (self.folder / "last.safetensors").is_file():
             return []
         metadata, _ = self._read("last")
-        epochs: list[dict[str, Any]] = json.loads(metadata["history"])
-        return epochs
+        return [Epoch(**row) for row in json.loads(metadata["history"])]
 
     def save(
         self,
-        history: "Sequence[Epoch]",
+        history: Sequence[Epoch],
         heads: Heads,
         objective: Objective,
         optimizer: torch.optim.Optimizer | None,
@@ -68,8 +64,7 @@ class Checkpoint:
                     tensors[f"optimizer.{number}.{key}"] = tensor
         epochs = [asdict(epoch) for epoch in history]
         self._write("last", tensors, {"history": json.dumps(epochs)})
-        text = json.dumps({"identity": self.identity, "epochs": epochs}, indent=1)
-        self._replace("metrics.json", text.encode())
+        write_json(self.folder / "metrics.json", {"identity": self.identity, "epochs": epochs})
 
     def restore(
         self,
@@ -103,20 +98,9 @@ class Checkpoint:
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{name}.safetensors"
         own = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
-        save_file(own, str(draft), {"format": _FORMAT, "identity": self.identity, **metadata})
-        self._settle(draft, f"{name}.safetensors")
-
-    def _replace(self, name: str, content: bytes) -> None:
-        draft = self.folder / f".{name}"
-        draft.write_bytes(content)
-        self._settle(draft, name)
-
-    def _settle(self, draft: Path, name: str) -> None:
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(self.folder / name)
+        with written_whole(self.folder / f"{name}.safetensors") as draft:
+            save_file(own, str(draft), {"format": _FORMAT, "identity": self.identity, **metadata})
 
     def _read(self, name: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         path = self.folder / f"{name}.safetensors"

@@ -12,7 +12,8 @@ from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
 from nexus_integrations.protocols import VectorIndex
 from nexus_integrations.retrievers import DenseRetriever
-from nexus_integrations.training.recipe import FinetuneConfig, finetune
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.finetune import finetune
 
 SIZES = (25, 50, 100, 250, 500, 1000)
 """Numbers of training questions, unless told otherwise."""
@@ -24,9 +25,9 @@ _BATCH = 8192
 def learning_curve(
     encoder: DendriticEncoder,
     train: RetrievalDataset,
-    test: RetrievalDataset,
     dev: RetrievalDataset | None = None,
     *,
+    test: RetrievalDataset,
     sizes: Sequence[int] = SIZES,
     config: FinetuneConfig | None = None,
     index: VectorIndex | None = None,
@@ -42,7 +43,7 @@ def learning_curve(
     is embedded again; it is read whole and not changed.
 
     Raises `ValueError` for a size below 2, for an encoder that has heads, for a trainable backbone,
-    and as `finetune` does.
+    and what `finetune` raises.
     """
     config = config or FinetuneConfig()
     wanted = sorted({min(size, len(train)) for size in sizes})
@@ -77,7 +78,9 @@ def _tuned(
     plain: MemoryIndex,
 ) -> Evaluation:
     if dev is None:
-        train, dev = train.split(1 - _DEV_SHARE, _DEV_SHARE, by=config.split_by, seed=config.seed)
+        by = config.split_by or "query"
+        train, dev = train.split(1 - _DEV_SHARE, _DEV_SHARE, by=by, seed=config.seed)
+        config = replace(config, split_by=None)
     result = finetune(encoder, train, dev, config, index=plain)
     tuned = result.encoder
     index = _copy(encoder, train, plain)

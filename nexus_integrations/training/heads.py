@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,7 @@ from torch.nn import functional
 
 from nexus_integrations.encoder.head import DendriticHead
 from nexus_integrations.protocols import Floats
-
-HeadsKind = Literal["query", "shared", "separate"]
-"""Which vectors a head maps: the queries', both roles' by one head, or each role's by its own."""
+from nexus_integrations.training.config import HeadsKind
 
 
 class Residual(nn.Module):
@@ -32,20 +30,24 @@ class Residual(nn.Module):
 class Heads(nn.Module):
     """The heads of one training run: `queries` and `documents` map vectors, (n, dimension)."""
 
-    def __init__(self, dimension: int, side: HeadsKind) -> None:
+    def __init__(self, dimension: int, kind: HeadsKind) -> None:
         super().__init__()
-        self.side = side
+        self.kind = kind
         self.first = Residual(dimension)
-        self.second = Residual(dimension) if side == "separate" else None
+        self.second = Residual(dimension) if kind == "separate" else None
 
     @classmethod
-    def linear(cls, heads: Sequence[DendriticHead], side: HeadsKind) -> "Heads":
-        """Return the modules of linear heads, one or, under side "separate", two."""
-        modules = cls(heads[0].dimension, side)
-        for part, head in zip((modules.first, modules.second), heads, strict=False):
-            if part is not None:
-                part.layer.weight.data = torch.from_numpy(head.weight.copy())
+    def linear(cls, heads: Sequence[DendriticHead], kind: HeadsKind) -> "Heads":
+        """Return the modules of linear heads: one or, of the kind "separate", two."""
+        modules = cls(heads[0].dimension, kind)
+        for part, head in zip(modules.parts, heads, strict=True):
+            part.layer.weight.data = torch.from_numpy(head.weight.copy())
         return modules
+
+    @property
+    def parts(self) -> list[Residual]:
+        """The heads, one or two: the query head first."""
+        return [self.first] if self.second is None else [self.first, self.second]
 
     def queries(self, vectors: Tensor) -> Tensor:
         """Map query vectors."""
@@ -53,8 +55,8 @@ class Heads(nn.Module):
         return mapped
 
     def documents(self, vectors: Tensor) -> Tensor:
-        """Map document vectors; under side "query" they stay as they are."""
-        if self.side == "query":
+        """Map document vectors; those of the kind "query" leave them as they are."""
+        if self.kind == "query":
             return vectors
         mapped: Tensor = (self.second or self.first)(vectors)
         return mapped
@@ -62,7 +64,7 @@ class Heads(nn.Module):
     @property
     def maps_documents(self) -> bool:
         """Whether document vectors change in training."""
-        return self.side != "query"
+        return self.kind != "query"
 
 
 def exported(layer: nn.Module) -> DendriticHead:

@@ -1,14 +1,9 @@
-"""What the similarity of sentence pairs is trained by: three losses on vectors and scores."""
-
-from typing import Literal, get_args
+"""The losses of sentence pairs, on vectors and scores."""
 
 import torch
 from torch import Tensor
 
-Loss = Literal["cosent", "cosine", "angle"]
-"""Which loss sentence pairs are trained by; see `similarity_loss`."""
-
-LOSSES: tuple[Loss, ...] = get_args(Loss)
+from nexus_integrations.training.config import Loss
 
 
 def similarity_loss(
@@ -38,7 +33,7 @@ def _angle_similarity(first: Tensor, second: Tensor) -> Tensor:
     For unit vectors z and w that is |Σ Re(z/w) + Σ Im(z/w)| of the authors' code.
     """
     if first.shape[1] % 2:
-        first, second = (torch.nn.functional.pad(side, (0, 1)) for side in (first, second))
+        first, second = (torch.nn.functional.pad(part, (0, 1)) for part in (first, second))
     real, imaginary = first.chunk(2, dim=1)  # (n_batch, dimension / 2) each
     other_real, other_imaginary = second.chunk(2, dim=1)
     sines = (imaginary * other_real - real * other_imaginary).sum(1)  # (n_batch,)

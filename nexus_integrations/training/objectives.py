@@ -1,8 +1,9 @@
 """What training minimises and what chooses the best epoch, on vectors embedded once."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.stats import spearmanr
@@ -10,60 +11,47 @@ from torch import Tensor
 from torch.nn import functional
 
 from nexus_integrations.evaluation import score_rankings
+from nexus_integrations.training.config import Loss
 from nexus_integrations.training.heads import Heads
-from nexus_integrations.training.losses import Loss, similarity_loss
+from nexus_integrations.training.losses import similarity_loss
 
 if TYPE_CHECKING:
     from nexus_integrations.training.tower import Tower
 
 
-class Objective(Protocol):
-    """A loss over batches of training items and a score that chooses the best epoch."""
+class Objective(ABC):
+    """A loss over batches of training items and a score that chooses the best epoch.
 
-    kind: ClassVar[str]
+    `size` is the number of training items, `dimension` the length of a vector, and `tower` the
+    backbone that is trained as well, None where it is frozen.
+    """
 
-    @property
-    def dimension(self) -> int:
-        """The length of a vector."""
-        ...
+    size: int
+    dimension: int
+    tower: "Tower | None"
 
-    @property
-    def size(self) -> int:
-        """The number of training items."""
-        ...
-
-    @property
-    def tower(self) -> "Tower | None":
-        """The backbone that is trained as well; None where it is frozen."""
-        ...
-
-    def epoch(self, heads: Heads) -> None:
+    def begin_epoch(self, heads: Heads) -> None:  # noqa: B027  (few have something to prepare)
         """Prepare for an epoch with the heads as they now are."""
-        ...
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the numbers of the items in shuffled batches, int64 (≤ batch_size,)."""
-        ...
+        """Yield the numbers of the items, each once, in shuffled batches, int64 (≤ batch_size,)."""
+        yield from torch.randperm(self.size, generator=generator).split(batch_size)
 
+    @abstractmethod
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
         """Return the loss of the items with these numbers, int64 (n_batch,)."""
-        ...
 
+    @abstractmethod
     def score(self, heads: Heads) -> float:
         """Return the score on the dev set; higher is better."""
-        ...
 
-    def probe(self) -> Tensor:
-        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
-        ...
-
+    @abstractmethod
     def with_dev_in_train(self) -> "Objective":
         """Return the objective that trains on the dev set as well."""
-        ...
 
 
 @dataclass(kw_only=True)
-class RetrievalObjective:
+class RetrievalObjective(Objective):
     """Softmax over the whole corpus, scored by nDCG@10.
 
     Every relevant passage of a query is a target, and none of them a negative of another; a query
@@ -72,8 +60,8 @@ class RetrievalObjective:
     2) numbers of query and document, sorted by query. The dev set has the same form.
 
     With `gamma` above zero the documents in the loss are those that NUDGE-N will store: each turned
-    towards the sum of its training queries, those of the batch left out, since a question that is
-    asked later has no part in that sum either.
+    towards the sum of its training queries. The queries of the batch are left out of that sum, as a
+    question that is asked later has no part in it either.
     """
 
     queries: Tensor
@@ -85,38 +73,16 @@ class RetrievalObjective:
     gamma: float
     anchor: float
 
-    kind: ClassVar[str] = "retrieval"
+    tower = None
 
     def __post_init__(self) -> None:
-        counts = torch.bincount(self.answers[:, 0], minlength=len(self.queries))  # (n_queries,)
-        self._counts = counts
-        self._starts = counts.cumsum(0) - counts
+        self.size, self.dimension = self.queries.shape
+        self._counts = torch.bincount(self.answers[:, 0], minlength=self.size)  # (n_queries,)
+        self._starts = self._counts.cumsum(0) - self._counts
         self._mapped = self.queries
         self._sums = torch.zeros(0)
 
-    @property
-    def dimension(self) -> int:
-        """The length of a vector."""
-        return self.queries.shape[1]
-
-    @property
-    def size(self) -> int:
-        """The number of training queries."""
-        return len(self.queries)
-
-    @property
-    def tower(self) -> None:
-        """None: the backbone is frozen."""
-
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the numbers of the queries in shuffled batches."""
-        return batches(self.size, batch_size, generator)
-
-    def probe(self) -> Tensor:
-        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
-        return self.queries[:64]
-
-    def epoch(self, heads: Heads) -> None:
+    def begin_epoch(self, heads: Heads) -> None:
         """Sum up, per document, the training queries as the heads now map them."""
         if self.gamma:
             with torch.no_grad():
@@ -156,11 +122,30 @@ class RetrievalObjective:
 
     def with_dev_in_train(self) -> "RetrievalObjective":
         """Return the objective that trains on the dev queries as well."""
-        moved = self.dev_answers + torch.tensor([len(self.queries), 0])  # (n_dev_pairs, 2)
+        moved = self.dev_answers + torch.tensor([self.size, 0])  # (n_dev_pairs, 2)
         return replace(
             self,
             queries=torch.cat([self.queries, self.dev_queries]),
             answers=torch.cat([self.answers, moved]),
+        )
+
+    def sampled(self, count: int, seed: int) -> "RetrievalObjective":
+        """Return the objective over all answers and, up to `count` documents, random others."""
+        answers = torch.cat([self.answers[:, 1], self.dev_answers[:, 1]]).unique()
+        every = len(self.documents)
+        order = torch.randperm(every, generator=torch.Generator().manual_seed(seed))
+        others = order[~torch.isin(order, answers)][: max(0, count - len(answers))]
+        kept = torch.cat([answers, others])
+        rows = torch.full((every,), -1).index_copy(0, kept, torch.arange(len(kept)))
+
+        def renumbered(pairs: Tensor) -> Tensor:
+            return torch.stack([pairs[:, 0], rows[pairs[:, 1]]], dim=1)
+
+        return replace(
+            self,
+            documents=self.documents[kept],
+            answers=renumbered(self.answers),
+            dev_answers=renumbered(self.dev_answers),
         )
 
     def _nudged(self, documents: Tensor, query: Tensor, target: Tensor) -> Tensor:
@@ -168,7 +153,8 @@ class RetrievalObjective:
         with torch.no_grad():
             sums = self._sums.index_add(0, target, -self._mapped[query])
             length = sums.norm(dim=1)  # (n_documents,)
-            touched = (length > 1e-3).nonzero().squeeze(1)  # left-overs of a subtraction are none
+            # Below that a sum is what rounding left of a subtraction.
+            touched = (length > 1e-3).nonzero().squeeze(1)
             along = (documents[touched] * sums[touched]).sum(1) / length[touched]
             across = sums[touched] / length[touched, None] - along[:, None] * documents[touched]
             towards = functional.normalize(across, dim=1)
@@ -180,12 +166,12 @@ class RetrievalObjective:
 
 
 @dataclass(kw_only=True)
-class SimilarityObjective:
+class SimilarityObjective(Objective):
     """A loss on the similarity of sentence pairs, scored by Spearman's ρ of the cosine.
 
     `first` and `second` are (n_pairs, dimension) unit rows, `scores` (n_pairs,) in 0..1; the dev
-    set has the same form. Both sides go through the query head. `loss_name` and `scale` are those
-    of `similarity_loss`.
+    set has the same form. The query head maps both sentences. `loss_name` and `scale` are those of
+    `similarity_loss`.
     """
 
     first: Tensor
@@ -198,32 +184,10 @@ class SimilarityObjective:
     scale: float
     anchor: float
 
-    kind: ClassVar[str] = "similarity"
+    tower = None
 
-    @property
-    def dimension(self) -> int:
-        """The length of a vector."""
-        return self.first.shape[1]
-
-    @property
-    def size(self) -> int:
-        """The number of training pairs."""
-        return len(self.first)
-
-    @property
-    def tower(self) -> None:
-        """None: the backbone is frozen."""
-
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the numbers of the pairs in shuffled batches."""
-        return batches(self.size, batch_size, generator)
-
-    def probe(self) -> Tensor:
-        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
-        return self.first[:64]
-
-    def epoch(self, heads: Heads) -> None:
-        """Nothing to prepare."""
+    def __post_init__(self) -> None:
+        self.size, self.dimension = self.first.shape
 
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
         """Return the batch's loss and, weighed by `anchor`, the squared change of its vectors."""
@@ -268,22 +232,3 @@ def mean_ndcg(scores: Tensor, answers: Tensor) -> float:
         relevant.setdefault(str(query), []).append(str(document))
     runs = {query: [str(document) for document in top[int(query)]] for query in relevant}
     return float(score_rankings(runs, relevant, ["ndcg@10"])["ndcg@10"].mean())
-
-
-def to_tensors(objective: Objective) -> dict[str, Tensor]:
-    """Return the objective's tensors by name, as a safetensors file takes them."""
-    return {name: value for name, value in _parts(objective) if isinstance(value, Tensor)}
-
-
-def to_numbers(objective: Objective) -> dict[str, float | str]:
-    """Return the objective's settings by name."""
-    return {name: value for name, value in _parts(objective) if isinstance(value, (float, str))}
-
-
-def _parts(objective: Any) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(objective, field.name)) for field in fields(objective)]
-
-
-def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield shuffled item numbers, int64 (≤ batch_size,), that cover 0 … size − 1 once."""
-    yield from torch.randperm(size, generator=generator).split(batch_size)

@@ -1,4 +1,4 @@
-"""A backbone while its own weights are trained: word pieces in, unit vectors out."""
+"""A backbone while its own weights are trained: tokens in, unit vectors out."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nexus_integrations.backends import Role
+from nexus_integrations.backends import Backbone, Role, load_backbone
 from nexus_integrations.backends.model import without_progress_bars
 from nexus_integrations.backends.torch import TorchBackbone
 
@@ -20,41 +20,45 @@ _GROUP = 16
 _SCORE_BATCH = 128
 
 
-class Pieces(NamedTuple):
-    """Texts as word pieces, one after another: text i is pieces[starts[i] : starts[i + 1]].
+class Tokens(NamedTuple):
+    """Texts as tokens, one after another: text i is ids[starts[i] : starts[i + 1]].
 
-    `pieces` is int32 (n_pieces,) and `starts` int64 (n_texts + 1,).
+    `ids` is int32 (n_tokens,) and `starts` int64 (n_texts + 1,).
     """
 
-    pieces: Tensor
+    ids: Tensor
     starts: Tensor
 
     @property
     def lengths(self) -> Tensor:
-        """The number of pieces of each text, int64 (n_texts,)."""
+        """The number of tokens of each text, int64 (n_texts,)."""
         return self.starts.diff()
 
     @classmethod
-    def joined(cls, *parts: "Pieces") -> "Pieces":
+    def joined(cls, *parts: "Tokens") -> "Tokens":
         """Return the texts of all parts, in turn."""
         lengths = torch.cat([part.lengths for part in parts])
         starts = torch.cat([lengths.new_zeros(1), lengths]).cumsum(0)
-        return cls(torch.cat([part.pieces for part in parts]), starts)
+        return cls(torch.cat([part.ids for part in parts]), starts)
 
-    def halves(self) -> "tuple[Pieces, Pieces]":
+    def chosen(self, rows: Tensor) -> "Tokens":
+        """Return the texts with these numbers, (n_rows,), alone."""
+        lengths = self.lengths[rows]  # (n_rows,)
+        starts = torch.cat([lengths.new_zeros(1), lengths]).cumsum(0)
+        shift = torch.repeat_interleave(self.starts[rows] - starts[:-1], lengths)  # (n_tokens,)
+        return Tokens(self.ids[shift + torch.arange(len(shift))], starts)
+
+    def halves(self) -> "tuple[Tokens, Tokens]":
         """Return the first and the second half of the texts, whose number is even."""
-        middle = (len(self.starts) - 1) // 2
-        cut = int(self.starts[middle])
-        return (
-            Pieces(self.pieces[:cut], self.starts[: middle + 1]),
-            Pieces(self.pieces[cut:], self.starts[middle:] - cut),
-        )
+        rows = torch.arange(len(self.lengths))
+        first, second = rows.chunk(2)
+        return self.chosen(first), self.chosen(second)
 
 
 class Tower(nn.Module):
     """A sentence-transformers model whose weights are trained.
 
-    Products run in bfloat16 where the processor has it, everything that adds up in float32. Without
+    Products run in bfloat16 where the CPU has it, everything that adds up in float32. Without
     `dropout` nothing is left out at random: in attention that rules out PyTorch's fused kernel.
     """
 
@@ -65,18 +69,22 @@ class Tower(nn.Module):
         self._bfloat16 = _has_bfloat16()
 
     @classmethod
-    def copy_of(cls, backbone: object, *, dropout: bool = False) -> "Tower":
+    def copy_of(cls, backbone: Backbone, *, dropout: bool = False) -> "Tower":
         """Return a tower with weights of its own: the backbone given stays as it is.
 
-        Raises `ValueError` for one that PyTorch does not run, and for a model whose roles have
-        towers of their own.
+        A backbone that another engine runs, or in another precision, is read once more from its
+        folder. Raises `ValueError` for one without a folder or whose folder holds no PyTorch model,
+        and for a model whose roles have towers of their own.
         """
         model = getattr(backbone, "model", None)
         if not isinstance(model, SentenceTransformer) or model.dtype != torch.float32:
-            raise ValueError(
-                f"a {type(backbone).__name__} cannot be trained: load the encoder with "
-                "backend='torch', precision='float32'"
-            )
+            folder = getattr(backbone, "folder", None)
+            if folder is None:
+                raise ValueError(
+                    f"a {type(backbone).__name__} cannot be trained: load the encoder with "
+                    "backend='torch', precision='float32'"
+                )
+            model = getattr(load_backbone(folder, backend="torch", precision="float32"), "model")  # noqa: B009
         if any(type(module).__name__ == "Router" for module in model):
             raise ValueError(
                 "the model routes queries and documents through towers of their own: such a "
@@ -111,8 +119,8 @@ class Tower(nn.Module):
         self.model.train(mode and self.dropout)
         return self
 
-    def pieces(self, texts: Sequence[str], role: Role) -> Pieces:
-        """Cut texts into word pieces, under the role's prompt, as the model reads them."""
+    def tokens(self, texts: Sequence[str], role: Role) -> Tokens:
+        """Tokenise texts, under the role's prompt, as the model reads them."""
         prompt = self.model.prompts.get(role) or ""
         lists = self.model.tokenizer(
             [prompt + text for text in texts],
@@ -120,17 +128,17 @@ class Tower(nn.Module):
             max_length=self.model.max_seq_length,
         )["input_ids"]
         starts = torch.tensor([0, *map(len, lists)]).cumsum(0)
-        pieces = torch.tensor([piece for one in lists for piece in one], dtype=torch.int32)
-        return Pieces(pieces, starts)
+        ids = torch.tensor([token for one in lists for token in one], dtype=torch.int32)
+        return Tokens(ids, starts)
 
-    def forward(self, texts: Pieces, rows: Tensor) -> Tensor:
+    def forward(self, texts: Tokens, rows: Tensor) -> Tensor:
         """Return the unit vectors of the texts with these numbers: float32 (n_rows, dimension)."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16 and self.training):
             features = _padded(texts, rows, int(self.model.tokenizer.pad_token_id or 0))
             vectors = self.model(features)["sentence_embedding"]  # (n_rows, dimension)
         return functional.normalize(vectors.float(), dim=1)
 
-    def embed(self, texts: Pieces) -> Tensor:
+    def embed(self, texts: Tokens) -> Tensor:
         """Return the unit vectors of all texts, float32 (n_texts, dimension), as in use."""
         trained = self.training
         self.eval()
@@ -152,12 +160,12 @@ def like_length(lengths: Tensor, batch_size: int, generator: torch.Generator) ->
         yield batches[number]
 
 
-def _padded(texts: Pieces, rows: Tensor, padding: int) -> dict[str, Tensor]:
+def _padded(texts: Tokens, rows: Tensor, padding: int) -> dict[str, Tensor]:
     lengths = texts.lengths[rows]  # (n_rows,)
     places = torch.arange(int(lengths.max()))
     mask = places < lengths[:, None]  # (n_rows, longest)
     ids = torch.full(mask.shape, padding, dtype=torch.int64)
-    ids[mask] = texts.pieces[(texts.starts[rows][:, None] + places)[mask]].long()
+    ids[mask] = texts.ids[(texts.starts[rows][:, None] + places)[mask]].long()
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from nexus_integrations.evaluation import metric_depth
-from nexus_integrations.training.recipe import FinetuneConfig
+from nexus_integrations.training.config import FinetuneConfig
 
 # fmt: off
 WEIGHTS: tuple[float, ...] = (
@@ -49,7 +49,7 @@ class TuneConfig:
     def __post_init__(self) -> None:
         metric_depth(self.metric)  # raises for an unknown metric
         if self.heads is not None and (
-            self.heads.heads != "query" or self.heads.backbone != "frozen"
+            self.heads.heads not in (None, "query") or self.heads.backbone != "frozen"
         ):
             raise ValueError(
                 "tune keeps the stored vectors valid: heads need heads='query' and "

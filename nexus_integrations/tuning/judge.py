@@ -21,7 +21,7 @@ from nexus_integrations.nudge import NudgeConfig, nudge_index
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.protocols import Encoder, VectorIndex
 from nexus_integrations.retrievers.hybrid import Candidates, Union
-from nexus_integrations.training.recipe import finetune
+from nexus_integrations.training.finetune import finetune
 from nexus_integrations.tuning.config import TuneConfig
 from nexus_integrations.tuning.overlay import Overlay
 from nexus_integrations.tuning.result import Stage

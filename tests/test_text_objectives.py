@@ -12,10 +12,11 @@ from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import evaluate
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.retrievers import DenseRetriever
+from nexus_integrations.training.config import FinetuneConfig
+from nexus_integrations.training.finetune import finetune
 from nexus_integrations.training.heads import Heads
-from nexus_integrations.training.recipe import FinetuneConfig, finetune
-from nexus_integrations.training.texts import TextRetrievalObjective
-from nexus_integrations.training.tower import Tower
+from nexus_integrations.training.text_objectives import TextRetrievalObjective
+from nexus_integrations.training.tower import Tokens, Tower
 
 CONFIG = FinetuneConfig(
     backbone="trainable",
@@ -26,12 +27,12 @@ CONFIG = FinetuneConfig(
     learning_rate=1e-3,
     backbone_learning_rate=1e-2,
 )
-# Piece 0 and 1 are the questions, 2 to 5 the passages.
+# Token 0 and 1 are the questions, 2 to 5 the passages.
 VECTORS = torch.tensor([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.8, 0.6]])
 
 
 class TableTower(torch.nn.Module):
-    """A tower whose texts are one piece each, looked up in a table."""
+    """A tower whose texts are one token each, looked up in a table."""
 
     dimension = 2
 
@@ -40,7 +41,7 @@ class TableTower(torch.nn.Module):
         self.table = torch.nn.Parameter(VECTORS.clone())
 
     def forward(self, texts, rows):
-        return self.table[texts.pieces[texts.starts[rows]].long()]
+        return self.table[texts.ids[texts.starts[rows]].long()]
 
     def embed(self, texts):
         with torch.no_grad():
@@ -51,14 +52,11 @@ def make_objective(**changes) -> TextRetrievalObjective:
     """Question 0 is answered by passages 0 and 3, question 1 and dev's by 1."""
     parts = {
         "tower": TableTower(),
-        "pieces": torch.tensor([0, 1]),
-        "starts": torch.arange(3),
-        "document_pieces": torch.tensor([2, 3, 4, 5]),
-        "document_starts": torch.arange(5),
+        "queries": Tokens(torch.tensor([0, 1]), torch.arange(3)),
+        "documents": Tokens(torch.tensor([2, 3, 4, 5]), torch.arange(5)),
         "vectors": VECTORS[2:].clone(),
         "answers": torch.tensor([[0, 0], [0, 3], [1, 1]]),
-        "dev_pieces": torch.tensor([1]),
-        "dev_starts": torch.arange(2),
+        "dev_queries": Tokens(torch.tensor([1]), torch.arange(2)),
         "dev_answers": torch.tensor([[0, 1]]),
         "scale": 2.0,
         **changes,
@@ -109,7 +107,7 @@ def test_a_question_order_of_its_own_keeps_the_masks():
 
 
 def test_all_passages_of_a_batch_are_learnt_from_and_no_others():
-    """Question 0, its passage 3 and the rival 2: pieces 0, 5 and 4."""
+    """Question 0, its passage 3 and the rival 2: tokens 0, 5 and 4."""
     objective, heads = make_objective(), Heads(2, "shared")
     objective._drawn, objective._rival = torch.tensor([1, 2]), torch.tensor([2, 0])
     with torch.no_grad():
@@ -135,14 +133,14 @@ def test_passages_are_embedded_by_length_and_keep_their_places(tiny, letters):
     """Twenty passages of all lengths, in two parts: each row is its own."""
     tower = Tower.copy_of(tiny.backbone).eval()
     texts = [chr(97 + n) * (1 + (7 * n) % 20) for n in range(20)]
-    pieces = tower.pieces(texts, "document")
+    tokens = tower.tokens(texts, "document")
     objective = make_objective()
     objective.tower = tower
-    objective.document_pieces, objective.document_starts = pieces
+    objective.documents = tokens
     rows = torch.arange(20)
     with torch.no_grad():
         found = objective._embedded(rows)
-    np.testing.assert_allclose(found, tower.embed(pieces), atol=1e-6)
+    np.testing.assert_allclose(found, tower.embed(tokens), atol=1e-6)
 
 
 def test_every_relevant_passage_is_drawn_in_its_turn():
@@ -163,7 +161,7 @@ def test_the_dev_score_by_hand():
     with torch.no_grad():
         objective.tower.table[5] = torch.tensor([-1.0, 0.0])
     assert objective.score(heads) < 1  # nothing is embedded before training begins
-    objective.epoch(heads)
+    objective.begin_epoch(heads)
     assert objective.score(heads) == 1.0  # embedded anew
 
 
@@ -172,14 +170,14 @@ def test_a_score_is_of_the_tower_as_it_is():
     objective = make_objective()
     with torch.no_grad():
         objective.tower.table[3] = VECTORS[1]
-    objective.epoch(Heads(2, "shared"))
+    objective.begin_epoch(Heads(2, "shared"))
     assert objective.score(Heads(2, "shared")) == pytest.approx(1)
 
 
 def test_dev_questions_join_the_training_ones():
     """Their answers follow, with numbers behind those of the training questions."""
     joined = make_objective().with_dev_in_train()
-    assert joined.pieces.tolist() == [0, 1, 1]
+    assert joined.queries.ids.tolist() == [0, 1, 1]
     assert joined.answers.tolist() == [[0, 0], [0, 3], [1, 1], [2, 1]]
     assert joined.size == 3
 
@@ -243,13 +241,11 @@ def test_a_query_head_alone_is_refused(tiny, letters):
         finetune(tiny, *letters, replace(CONFIG, heads="query"))
 
 
-def test_pieces_of_chosen_texts(tiny):
+def test_tokens_of_chosen_texts(tiny):
     """Texts taken out by number embed as they did."""
-    from nexus_integrations.training.texts import _chosen
-
     tower = Tower.copy_of(tiny.backbone)
-    pieces = tower.pieces(["a", "bcd efg", "hello there 7", "ab"], "document")
+    tokens = tower.tokens(["a", "bcd efg", "hello there 7", "ab"], "document")
     rows = torch.tensor([3, 1])
     np.testing.assert_allclose(
-        tower.embed(_chosen(pieces, rows)), tower.embed(pieces)[rows], atol=1e-6
+        tower.embed(tokens.chosen(rows)), tower.embed(tokens)[rows], atol=1e-6
     )

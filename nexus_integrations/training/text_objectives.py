@@ -1,17 +1,17 @@
-"""What trains the backbone itself: losses on texts that it embeds anew in every step."""
+"""What training a backbone minimises: losses on texts that it embeds anew in every step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nexus_integrations.training.config import Loss
 from nexus_integrations.training.heads import Heads
-from nexus_integrations.training.losses import Loss, similarity_loss
-from nexus_integrations.training.objectives import mean_ndcg, spearman
-from nexus_integrations.training.tower import Pieces, Tower, like_length
+from nexus_integrations.training.losses import similarity_loss
+from nexus_integrations.training.objectives import Objective, mean_ndcg, spearman
+from nexus_integrations.training.tower import Tokens, Tower, like_length
 
 # Passages that a dev query is scored against: its answers and the nearest to any dev query.
 _NEAREST = 20
@@ -25,90 +25,64 @@ _TOGETHER = 16  # passages of a batch, of like length, that are embedded at a ti
 
 
 @dataclass(kw_only=True)
-class TextSimilarityObjective:
+class TextSimilarityObjective(Objective):
     """The loss of `SimilarityObjective` on sentences that the tower embeds.
 
-    Sentence i and sentence n_pairs + i of `pieces` and `starts` (see `Pieces`) are pair i, whose
-    score is `scores[i]`, in 0..1; the dev set has the same form.
+    Sentence i and sentence n_pairs + i of `sentences` are pair i, whose score is `scores[i]`, in
+    0..1; the dev set has the same form.
     """
 
     tower: Tower
-    pieces: Tensor
-    starts: Tensor
+    sentences: Tokens
     scores: Tensor
-    dev_pieces: Tensor
-    dev_starts: Tensor
+    dev_sentences: Tokens
     dev_scores: Tensor
     loss_name: Loss
     scale: float
 
-    kind: ClassVar[str] = "text-similarity"
-
-    @property
-    def dimension(self) -> int:
-        """The length of a vector."""
-        return self.tower.dimension
-
-    @property
-    def size(self) -> int:
-        """The number of training pairs."""
-        return len(self.scores)
-
-    def epoch(self, heads: Heads) -> None:
-        """Nothing to prepare."""
+    def __post_init__(self) -> None:
+        self.size, self.dimension = len(self.scores), self.tower.dimension
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the numbers of pairs whose longer sentences are of like length."""
-        lengths = self.starts.diff().reshape(2, -1).amax(0)  # (n_pairs,)
+        lengths = self.sentences.lengths.reshape(2, -1).amax(0)  # (n_pairs,)
         return like_length(lengths, batch_size, generator)
 
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
         """Return the batch's loss; both sentences of all pairs go through the tower at once."""
         rows = torch.cat([items, items + self.size])
-        vectors = heads.queries(self.tower(Pieces(self.pieces, self.starts), rows))
-        first, second = vectors.chunk(2)
+        first, second = heads.queries(self.tower(self.sentences, rows)).chunk(2)
         return similarity_loss(first, second, self.scores[items], self.loss_name, self.scale)
 
     def score(self, heads: Heads) -> float:
         """Return Spearman's ρ between the dev pairs' cosines and their scores."""
-        vectors = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
+        vectors = self.tower.embed(self.dev_sentences)
         with torch.no_grad():
             first, second = heads.queries(vectors).chunk(2)
         return spearman(first, second, self.dev_scores)
 
-    def probe(self) -> Tensor:
-        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
-        few = Pieces(self.dev_pieces, self.dev_starts[:65])
-        return self.tower.embed(few)
-
     def with_dev_in_train(self) -> "TextSimilarityObjective":
         """Return the objective that trains on the dev pairs as well, with the same tower."""
-        mine, theirs = (
-            Pieces(self.pieces, self.starts).halves(),
-            Pieces(self.dev_pieces, self.dev_starts).halves(),
-        )
-        joined = Pieces.joined(mine[0], theirs[0], mine[1], theirs[1])
+        mine, theirs = self.sentences.halves(), self.dev_sentences.halves()
         return replace(
             self,
-            pieces=joined.pieces,
-            starts=joined.starts,
+            sentences=Tokens.joined(mine[0], theirs[0], mine[1], theirs[1]),
             scores=torch.cat([self.scores, self.dev_scores]),
         )
 
 
 @dataclass(kw_only=True)
-class TextRetrievalObjective:
+class TextRetrievalObjective(Objective):
     """Softmax over a batch's passages, scored by nDCG@10, of texts that the tower embeds.
 
     For each question of a batch one of its relevant passages and one rival are drawn anew in every
     epoch. All of them are embedded with gradients, and each question is held against all that do
-    not answer it. Rivals are the passages that were most like the question before training
-    (`vectors`, (n_documents, dimension), are the passages as they were embedded then), but for
-    those as like it as its answers, which may answer it as well. No passage enters the softmax as
-    it was embedded before: the loss could fall by telling old from new.
+    not answer it. Rivals are the passages that were most like the question before training, except
+    those nearly as like it as its answer, which may answer it as well. `vectors`, (n_documents,
+    dimension), are the passages as they were embedded then. None of these enters the softmax: the
+    loss could fall by telling old vectors from new.
 
-    `pieces` and `starts` (see `Pieces`) are the questions, `document_pieces` and `document_starts`
-    the passages, `answers` the relevant pairs, (n_pairs, 2), sorted by question.
+    `answers` lists the relevant pairs, (n_pairs, 2) numbers of query and document, sorted by query.
 
     The dev score ranks, for each dev question, all dev answers and the passages that were nearest
     to any dev question before training: embedding the corpus in every epoch would take longer than
@@ -116,40 +90,25 @@ class TextRetrievalObjective:
     """
 
     tower: Tower
-    pieces: Tensor
-    starts: Tensor
-    document_pieces: Tensor
-    document_starts: Tensor
+    queries: Tokens
+    documents: Tokens
     vectors: Tensor
     answers: Tensor
-    dev_pieces: Tensor
-    dev_starts: Tensor
+    dev_queries: Tokens
     dev_answers: Tensor
     scale: float
 
-    kind: ClassVar[str] = "text-retrieval"
-
     def __post_init__(self) -> None:
-        counts = torch.bincount(self.answers[:, 0], minlength=self.size)  # (n_questions,)
-        self._counts = counts
-        self._first = counts.cumsum(0) - counts
+        self.size, self.dimension = len(self.queries.lengths), self.tower.dimension
+        self._counts = torch.bincount(self.answers[:, 0], minlength=self.size)  # (n_questions,)
+        self._first = self._counts.cumsum(0) - self._counts
         self._drawn = self._first
         self._rivals = self._nearest_rivals()
         self._rival = self._rivals[:, 0]
         self._pool = self._nearest_to_dev()
         self._trained = False
 
-    @property
-    def dimension(self) -> int:
-        """The length of a vector."""
-        return self.tower.dimension
-
-    @property
-    def size(self) -> int:
-        """The number of training questions."""
-        return len(self.starts) - 1
-
-    def epoch(self, heads: Heads) -> None:
+    def begin_epoch(self, heads: Heads) -> None:
         """Note that the tower is no longer the one that `vectors` came from."""
         self._trained = True
 
@@ -162,7 +121,7 @@ class TextRetrievalObjective:
         self._drawn = self._first + (chance * self._counts).long()  # (n_questions,)
         place = torch.randint(self._rivals.shape[1], (self.size, 1), generator=generator)
         self._rival = self._rivals.gather(1, place).squeeze(1)  # (n_questions,)
-        lengths = self.document_starts.diff()[self.answers[self._drawn, 1]]
+        lengths = self.documents.lengths[self.answers[self._drawn, 1]]
         return like_length(lengths, batch_size, generator)
 
     def loss(self, heads: Heads, items: Tensor) -> Tensor:
@@ -170,7 +129,7 @@ class TextRetrievalObjective:
         rows = torch.arange(len(items))
         target = self.answers[self._drawn[items], 1]  # (n_batch,)
         passages = torch.cat([target, self._rival[items]]).unique()  # (n_passages,)
-        queries = heads.queries(self.tower(Pieces(self.pieces, self.starts), items))
+        queries = heads.queries(self.tower(self.queries, items))
         documents = heads.documents(self._embedded(passages))
         scores = self.scale * queries @ documents.T  # (n_batch, n_passages)
         relevant = self._relevant(items, passages)
@@ -181,11 +140,10 @@ class TextRetrievalObjective:
     def score(self, heads: Heads) -> float:
         """Return nDCG@10 of the dev questions over the passages that are scored."""
         pool = self._pool
-        queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
+        queries = self.tower.embed(self.dev_queries)
         passages = self.vectors[pool]  # (n_pool, dimension)
         if self._trained:
-            texts = Pieces(self.document_pieces, self.document_starts)
-            passages = self.tower.embed(_chosen(texts, pool))
+            passages = self.tower.embed(self.documents.chosen(pool))
         with torch.no_grad():
             documents = heads.documents(passages)
             scores = heads.queries(queries) @ documents.T  # (n_dev, n_pool)
@@ -193,28 +151,19 @@ class TextRetrievalObjective:
         place = torch.searchsorted(pool, document)
         return mean_ndcg(scores, torch.stack([question, place], dim=1))
 
-    def probe(self) -> Tensor:
-        """Return a few vectors, (≤ 64, dimension), to hold a copied head against."""
-        return self.vectors[:64]
-
     def with_dev_in_train(self) -> "TextRetrievalObjective":
         """Return the objective that trains on the dev questions as well, with the same tower."""
-        joined = Pieces.joined(
-            Pieces(self.pieces, self.starts), Pieces(self.dev_pieces, self.dev_starts)
-        )
         moved = self.dev_answers + torch.tensor([self.size, 0])  # (n_dev_pairs, 2)
         return replace(
             self,
-            pieces=joined.pieces,
-            starts=joined.starts,
+            queries=Tokens.joined(self.queries, self.dev_queries),
             answers=torch.cat([self.answers, moved]),
         )
 
     def _embedded(self, passages: Tensor) -> Tensor:
         """Embed the passages with these numbers, (n_passages,), those alike long together."""
-        texts = Pieces(self.document_pieces, self.document_starts)
-        order = texts.lengths[passages].argsort()
-        parts = [self.tower(texts, passages[rows]) for rows in order.split(_TOGETHER)]
+        order = self.documents.lengths[passages].argsort()
+        parts = [self.tower(self.documents, passages[rows]) for rows in order.split(_TOGETHER)]
         return torch.cat(parts)[order.argsort()]
 
     def _relevant(self, items: Tensor, passages: Tensor) -> Tensor:
@@ -228,7 +177,7 @@ class TextRetrievalObjective:
 
     def _nearest_to_dev(self) -> Tensor:
         """Return the passages that are scored, by the tower before it is trained: (n_pool,)."""
-        queries = self.tower.embed(Pieces(self.dev_pieces, self.dev_starts))
+        queries = self.tower.embed(self.dev_queries)
         nearest = (queries @ self.vectors.T).topk(min(_NEAREST, len(self.vectors))).indices
         both: Tensor = torch.cat([nearest.flatten(), self.dev_answers[:, 1]]).unique()
         return both
@@ -239,7 +188,7 @@ class TextRetrievalObjective:
         A passage above `_AS_LIKE` of the answer's similarity is none (NV-Retriever, de Souza P.
         Moreira et al., 2024, "TopK-PercPos").
         """
-        questions = self.tower.embed(Pieces(self.pieces, self.starts))
+        questions = self.tower.embed(self.queries)
         every = torch.arange(len(self.vectors))
         count = min(_RIVALS, len(every))
         found = []
@@ -252,11 +201,3 @@ class TextRetrievalObjective:
             own = self.answers[self._first[items], 1]
             found.append(torch.where(top.values.isfinite(), top.indices, own[:, None]))
         return torch.cat(found)
-
-
-def _chosen(texts: Pieces, rows: Tensor) -> Pieces:
-    """Return the texts with these numbers alone."""
-    lengths = texts.lengths[rows]  # (n_rows,)
-    starts = torch.cat([lengths.new_zeros(1), lengths]).cumsum(0)
-    shift = torch.repeat_interleave(texts.starts[rows] - starts[:-1], lengths)  # (n_pieces,)
-    return Pieces(texts.pieces[shift + torch.arange(len(shift))], starts)

@@ -1,24 +1,22 @@
-"""The epochs: one loop for every objective, for plain layers and for layers that grow."""
+"""How a head is trained: the optimizer, the learning rate, an epoch, and a run of linear heads.
+
+`growing.py` uses the same optimizer and epochs for heads that grow dendrites.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from nexus_integrations.encoder.head import DendriticHead
 from nexus_integrations.training.checkpoint import Checkpoint
-from nexus_integrations.training.heads import Heads, HeadsKind, exported
+from nexus_integrations.training.config import FinetuneConfig, HeadsKind
+from nexus_integrations.training.heads import Heads
 from nexus_integrations.training.objectives import Objective
-from nexus_integrations.training.record import Epoch
-
-Keep = Literal["best", "last"]
-"""Which epoch's weights training leaves: the one best on dev, or the last of every cycle."""
+from nexus_integrations.training.result import Epoch
+from nexus_integrations.training.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,19 @@ class Schedule:
     constant: bool = False
     backbone_rate: float = 0.0
 
+    @classmethod
+    def of(cls, config: FinetuneConfig) -> "Schedule":
+        """Return the schedule that the settings ask for."""
+        return cls(
+            epochs=config.epochs,
+            first_epochs=config.warmup_epochs,
+            learning_rate=config.learning_rate,
+            batch_size=config.batch_size,
+            weight_decay=config.weight_decay,
+            constant=not config.decay,
+            backbone_rate=config.backbone_learning_rate or 0.0,
+        )
+
     def length(self, cycle: int) -> int:
         """Return the number of epochs of a cycle, counted from 0."""
         return self.first_epochs if cycle == 0 and self.first_epochs else self.epochs
@@ -50,74 +61,6 @@ class Schedule:
         rising = (step + 1) / max(1.0, self.warmup * steps)
         falling = (steps - step) / (steps * (1 - self.warmup))
         return min(1.0, rising, falling)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What training leaves: one head or two, and a trained backbone's weights.
-
-    `tower` is empty where the backbone was frozen.
-    """
-
-    heads: list[DendriticHead]
-    tower: dict[str, Tensor]
-
-    @classmethod
-    def now(cls, heads: Heads, objective: Objective) -> "Trained":
-        """Copy what the modules hold now."""
-        parts = [heads.first] if heads.second is None else [heads.first, heads.second]
-        state = {} if objective.tower is None else objective.tower.state_dict()
-        return cls(
-            heads=[exported(part.layer) for part in parts],
-            tower={name: tensor.clone() for name, tensor in state.items()},
-        )
-
-    @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Trained":
-        """Take apart what `tensors` returned."""
-        numbers = sorted(name.removesuffix(".top") for name in tensors if name.endswith(".top"))
-        return cls(
-            heads=[
-                DendriticHead(
-                    weight=tensors[f"{number}.weight"].numpy(),
-                    dendrite_weight=tensors[f"{number}.dendrite_weight"].numpy(),
-                    between=tensors[f"{number}.between"].numpy(),
-                    top=tensors[f"{number}.top"].numpy(),
-                )
-                for number in numbers
-            ],
-            tower={
-                name.removeprefix("tower."): tensor
-                for name, tensor in tensors.items()
-                if name.startswith("tower.")
-            },
-        )
-
-    @classmethod
-    def mean(cls, runs: "Sequence[Trained]") -> "Trained":
-        """Return the mean of several runs, weight by weight; their heads are linear."""
-        if len(runs) == 1:
-            return runs[0]
-        heads = [
-            replace(parts[0], weight=np.mean([head.weight for head in parts], axis=0))
-            for parts in zip(*(run.heads for run in runs), strict=True)
-        ]
-        tower = {
-            name: torch.stack([run.tower[name] for run in runs]).mean(0)
-            if tensor.is_floating_point()
-            else tensor
-            for name, tensor in runs[0].tower.items()
-        }
-        return cls(heads=heads, tower=tower)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return everything by name, as a safetensors file takes it."""
-        heads = {
-            f"{number}.{name}": torch.from_numpy(array.copy())
-            for number, head in enumerate(self.heads)
-            for name, array in head.arrays.items()
-        }
-        return {**heads, **{f"tower.{name}": tensor for name, tensor in self.tower.items()}}
 
 
 def new_optimizer(heads: Heads, objective: Objective, schedule: Schedule) -> torch.optim.AdamW:
@@ -151,7 +94,7 @@ def train_epoch(
     per_epoch = -(-objective.size // schedule.batch_size)
     steps = per_epoch * schedule.length(cycle)
     _train(heads, objective, True)
-    objective.epoch(heads)
+    objective.begin_epoch(heads)
     total = 0.0
     for number, items in enumerate(objective.batches(schedule.batch_size, generator)):
         share = schedule.share(epoch * per_epoch + number, steps)
@@ -168,29 +111,30 @@ def train_epoch(
 
 def fit_linear(
     objective: Objective,
-    side: HeadsKind,
+    kind: HeadsKind,
     schedule: Schedule,
     seed: int,
     on_epoch: Callable[[Epoch], None],
     *,
-    keep: Keep = "best",
+    dev_chooses: bool = True,
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train linear heads for one cycle; return them as of the epoch with the best dev score.
 
-    With `keep` "last" they are as the cycle leaves them. With `checkpoint` training goes on behind
-    the last epoch that it holds.
+    Without `dev_chooses` nothing is scored, and the last epoch is returned. With `checkpoint` a run
+    is resumed after the last epoch that it holds.
     """
-    heads = Heads(objective.dimension, side)
+    heads = Heads(objective.dimension, kind)
     generator = torch.Generator().manual_seed(seed)
     optimizer = new_optimizer(heads, objective, schedule)
-    done = [Epoch(**row) for row in checkpoint.history()] if checkpoint else []
-    best_score, best = -math.inf, Trained(heads=[], tower={})
-    with own_randomness(objective, seed):
+    done = checkpoint.history() if checkpoint else []
+    best_score, best = -math.inf, Trained.untrained(objective, len(heads.parts))
+    with own_randomness(seed):
         if checkpoint is not None and done:
             checkpoint.restore(heads, objective, optimizer, generator)
             best_score = max(epoch.score for epoch in done)
             best = Trained.of_tensors(checkpoint.best())
+            objective.begin_epoch(heads)
         for epoch in done:
             on_epoch(epoch)
         begun = perf_counter() - (done[-1].seconds if done else 0.0)
@@ -202,12 +146,12 @@ def fit_linear(
                 epoch=number + 1,
                 dendrites=0,
                 loss=loss,
-                score=dev_score(objective, heads, keep),
+                score=objective.score(heads) if dev_chooses else math.nan,
                 parameters=count_parameters(heads, objective),
                 seconds=perf_counter() - begun,
             )
             done.append(row)
-            if improved := row.score > best_score or keep == "last":
+            if improved := row.score > best_score or not dev_chooses:
                 best_score, best = row.score, Trained.now(heads, objective)
             if checkpoint is not None:
                 if improved:
@@ -217,17 +161,9 @@ def fit_linear(
     return best
 
 
-def dev_score(objective: Objective, heads: Heads, keep: Keep) -> float:
-    """Return the dev score where it chooses, else NaN: for a trained backbone it takes a while."""
-    return objective.score(heads) if keep == "best" else math.nan
-
-
 @contextmanager
-def own_randomness(objective: Objective, seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """Seed torch for a backbone's dropout; the process gets its own random state back."""
-    if objective.tower is None:
-        yield
-        return
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         yield
@@ -240,7 +176,7 @@ def count_parameters(heads: Heads, objective: Objective) -> int:
         parameter.numel()
         for module in modules
         for name, parameter in module.named_parameters()
-        # perforatedai keeps a copy of each layer to make dendrites of, no part of its map.
+        # perforatedai keeps a copy of each layer to make dendrites of; it is no part of the map.
         if parameter.requires_grad and ".parent_module." not in name
     )
 
