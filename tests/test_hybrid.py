@@ -34,10 +34,12 @@ def made(weight: float, *, metric: str = "cosine", lexical: LexicalIndex | None 
 def test_score_is_the_cosine_and_the_share_of_the_best_bm25(metric):
     """By hand: "words" has both terms, the best; "both" has "red", which two of four have.
 
-    All passages are two terms long, so tf is 1/(1 + 1.2) for each: a term's BM25 is its idf.
+    All passages have two terms and a pair, so a term's BM25 is its idf; that of the pair, which
+    weighs 0.3, is that of "fish".
     """
     red, fish = math.log(1 + 2.5 / 2.5), math.log(1 + 3.5 / 1.5)
-    share = red / (red + fish)
+    best = red + fish + 0.3 * fish
+    share = red / best
     (found,) = made(0.75, metric=metric).matches([QUESTION], 4)
     assert [match.id for match in found] == ["both", "near", "words", "far"]
     assert [match.score for match in found] == pytest.approx(
@@ -45,7 +47,7 @@ def test_score_is_the_cosine_and_the_share_of_the_best_bm25(metric):
     )
     assert [match.share for match in found] == pytest.approx([share, 0, 1, 0], abs=1e-6)
     assert [match.similarity for match in found] == pytest.approx([0.8, 1, 0, -1], abs=1e-6)
-    assert found[2].words == pytest.approx(red + fish, rel=1e-6)
+    assert found[2].words == pytest.approx(best, rel=1e-6)
 
 
 def test_search_is_what_matches_says():

@@ -61,16 +61,29 @@ def test_bm25_is_that_of_the_textbook(lexical):
     """One term, by hand: idf · tf (k₁ + 1) / (tf + k₁ (1 − b + b · length / mean length)).
 
     "cat" is in two of three passages, once each. Without stop words the passages have 3 (cat sat
-    mat), 4 (dog chase cat garden) and 2 (noth bird) terms: the mean is 3.
+    mat), 4 (dog chase cat garden) and 2 (noth bird) terms and a pair fewer: the mean is 5.
     """
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
     expected = {
-        "cats": idf * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 3 / 3)),
-        "dogs": idf * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 4 / 3)),
+        "cats": idf * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 5 / 5)),
+        "dogs": idf * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 7 / 5)),
     }
     hits = lexical.search(["cats"], 10)
     assert hits.ids == [["cats", "dogs"]]
     assert hits.similarities[0] == pytest.approx([expected["cats"], expected["dogs"]], rel=1e-6)
+
+
+def test_two_terms_in_a_row_weigh_more_than_apart():
+    """By hand: all passages have three terms and two pairs, so a term's BM25 is its idf.
+
+    "red" and "fish" are in both passages, the pair in one of two, at 0.3 of its weight.
+    """
+    made = LexicalIndex()
+    made.add(["row", "apart"], ["red fish swim", "red swim fish"])
+    both, one = math.log(1 + 0.5 / 2.5), math.log(1 + 1.5 / 1.5)
+    hits = made.search(["a red fish"], 2)
+    assert hits.ids == [["row", "apart"]]
+    assert hits.similarities[0] == pytest.approx([2 * both + 0.3 * one, 2 * both], rel=1e-6)
 
 
 def test_scores_of_given_passages_are_those_of_a_search(lexical):
@@ -139,6 +152,7 @@ def test_add_replaces_and_delete_removes(lexical):
         (["a", "a"], ["x", "y"], ValueError, "1 ids occur more than once"),
         (["a", "b"], ["x"], ValueError, "zip"),
         (["a"], [None], TypeError, "the text of 'a' is a NoneType"),
+        (["a\ud800"], ["x"], ValueError, "holds lone surrogates"),
         ([7], ["x"], TypeError, "the id of 7 is a int"),
     ],
 )

@@ -1,6 +1,8 @@
 """How a text becomes terms, per language."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 from nexus_integrations.extras import extra
 
@@ -53,14 +55,18 @@ class Analysis:
         self.language = language
         self.analyzer = _analyzer(language)
 
-    def prepared(self, text: str) -> str:
-        """Return the text as the analyzer takes it: valid Unicode, signs out of pairs' way."""
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        return re.sub(r"\W+", " ", text) if self.language in _WITHOUT_SPACES else text
-
     def terms(self, text: str) -> list[str]:
         """Return the terms of a text in order; one that occurs twice counts twice in BM25."""
-        return [term for term in self.analyzer.analyze(self.prepared(text)) if term.strip()]
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        if self.language in _WITHOUT_SPACES:  # no pairs across signs
+            text = re.sub(r"\W+", " ", text)
+        return [term for term in self.analyzer.analyze(text) if " " not in term]
+
+    def pairs(self, terms: Sequence[str]) -> list[str]:
+        """Return each two terms that follow one another, stop words between them left out."""
+        if self.language in _WITHOUT_SPACES:
+            return []  # the terms are pairs of characters already
+        return [f"{one}_{other}" for one, other in pairwise(terms)]
 
 
 def _analyzer(language: str) -> TextAnalyzer:

@@ -2,7 +2,8 @@
 
 Document expansion (Nogueira et al., "Document Expansion by Query Prediction", 2019) with real
 questions in place of generated ones: a question's words are searched in one field with the
-passage's own, so that the passage answers the next question like it.
+passage's own, so that the passage answers the next question like it. Two terms of a passage that
+follow one another are a term of their own, which weighs less.
 """
 
 import json
@@ -34,7 +35,7 @@ _DEAD_SHARE = 0.05  # replaced entries still count in the term statistics: more 
 
 
 class LexicalIndex:
-    """Passages by id, ranked by BM25 (k1 1.2, b .75) over their own words and learned questions.
+    """Passages by id, ranked by BM25 (k1 1.2, b .75) over their words and those of questions.
 
     The engine is tantivy, from the extra `lexical`. Every change is one commit: a process killed at
     any instant leaves the state before or after it. Many processes may read a folder, which see
@@ -333,11 +334,14 @@ def _linked(folder: Path, copy: Path) -> None:
 
 
 def _key(id_: str, text: str) -> int:
-    """Return 64 bits that stand for the id; raises `TypeError` for what is not text."""
+    """Return 64 bits that stand for the id; raises for what is no text, and an id not in UTF-8."""
     for what, value in (("id", id_), ("text", text)):
         if not isinstance(value, str):
             raise TypeError(f"the {what} of {id_!r} is a {type(value).__name__}, expected str")
-    digest = blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    try:
+        digest = blake2b(id_.encode(), digest_size=8).digest()
+    except UnicodeEncodeError:
+        raise ValueError(f"id {id_!r} holds lone surrogates, which UTF-8 lacks") from None
     return int.from_bytes(digest, "big", signed=True)
 
 
