@@ -21,7 +21,7 @@ PROBE = "probe.safetensors"
 
 _FORMAT = "nexus-runtime"
 _VERSION = 2
-RECIPE = 11
+RECIPE = 12
 """The number of the graphs' recipe: with another one, cached ones are made anew."""
 
 

@@ -83,7 +83,7 @@ def _write(vectors: UnitVectors, folder: Path) -> None:
         raise ValueError("torch.onnx gave no graph")
     # Weights in a file of their own are mapped, not read: what is not used stays on the disk.
     onnx.save_model(
-        _maskless_where_whole(_without_detours(program.model_proto)),
+        _maskless_where_whole(_without_notes(_without_detours(program.model_proto))),
         str(folder / GRAPH),
         save_as_external_data=True,
         location=WEIGHTS,
@@ -121,6 +121,16 @@ def _without_detours(model: Any) -> Any:
             wanted.update(node.input)
     del graph.node[:]
     graph.node.extend(reversed(kept))
+    return model
+
+
+def _without_notes(model: Any) -> Any:
+    """Take the exporter's notes out of a graph, in place: they hold paths of this machine."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in (model, graph, *graph.node, *values):
+        part.doc_string = ""
+        del part.metadata_props[:]
     return model
 
 
