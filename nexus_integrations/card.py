@@ -34,27 +34,13 @@ def model_card(
     `evaluations` maps names, as "before" and "after", to measurements, shown with their intervals.
     What is not given is left out.
     """
-    heads = {"query": encoder.query_head, "document": encoder.document_head}
-    kinds = [
-        f"| {role} head | {'none' if head is None else _kind(head.dendrites)} |"
-        for role, head in heads.items()
-    ]
-    grown = any(head is not None and head.dendrites for head in heads.values())
+    heads = (encoder.query_head, encoder.document_head)
+    grown = any(head is not None and head.dendrites for head in heads)
     parts = [
         _front_matter(backbone_name),
         "# Retrieval heads\n\nHeads on the vectors of a frozen sentence encoder, trained with "
         "[nexus-integrations](https://pypi.org/project/nexus-integrations/).\n",
-        _table(
-            ("what", "value"),
-            [
-                f"| backbone | {backbone_name or 'in this folder'} |",
-                *kinds,
-                f"| dimension | {encoder.dimension} |",
-                f"| tokens read | {encoder.max_length} |",
-                f"| similarity | cosine |\n| fingerprint | `{encoder.fingerprint}` |",
-                f"| document fingerprint | `{encoder.document_fingerprint}` |",
-            ],
-        ),
+        _what(encoder, backbone_name),
         "## Use\n\n```python\nfrom nexus_integrations import DendriticEncoder\n\n"
         'encoder = DendriticEncoder.load("FOLDER OR NAME")\n'
         'encoder.encode_queries(["a question"])\nencoder.encode_documents(["a passage"])\n```\n\n'
@@ -87,6 +73,25 @@ def _front_matter(backbone_name: str | None) -> str:
 
 def _table(header: tuple[str, ...], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *rows]) + "\n"
+
+
+def _what(encoder: DendriticEncoder, backbone_name: str | None) -> str:
+    heads = {"query": encoder.query_head, "document": encoder.document_head}
+    kinds = [
+        f"| {role} head | {'none' if head is None else _kind(head.dendrites)} |"
+        for role, head in heads.items()
+    ]
+    return _table(
+        ("what", "value"),
+        [
+            f"| backbone | {backbone_name or 'in this folder'} |",
+            *kinds,
+            f"| dimension | {encoder.dimension} |",
+            f"| tokens read | {encoder.max_length} |",
+            f"| similarity | cosine |\n| fingerprint | `{encoder.fingerprint}` |",
+            f"| document fingerprint | `{encoder.document_fingerprint}` |",
+        ],
+    )
 
 
 def _kind(dendrites: int) -> str:

@@ -30,6 +30,7 @@ class MemoryStore:
     normalises = ()
     needs = None
     approximate = False
+    identified = False  # whether the store has an identity
 
     def __init__(self, folder: Path, service) -> None:
         self.folder = folder
@@ -124,6 +125,7 @@ class ChromaStore(MemoryStore):
     """A folder."""
 
     needs = "chromadb"
+    identified = True
     approximate = True
 
     def open(self):
@@ -184,6 +186,7 @@ class QdrantStore(MemoryStore):
     """One unnamed vector; in memory, since a local folder takes 14 ms to write one point."""
 
     needs = "qdrant_client"
+    identified = True
     normalises = ("cosine",)
     vector_name = None
     sparse = False
@@ -262,6 +265,7 @@ class LanceStore(MemoryStore):
     """A table without a vector index."""
 
     needs = "lancedb"
+    identified = True
     indexed = False
 
     def fill(self, ids, vectors, metric):
@@ -308,6 +312,7 @@ class PostgresStore(MemoryStore):
     """A table without a vector index, with names that need quoting."""
 
     needs = "psycopg"
+    identified = True
     indexed = False
 
     def fill(self, ids, vectors, metric):
@@ -369,6 +374,7 @@ class MilvusStore(MemoryStore):
     """Milvus Lite in a folder."""
 
     needs = "milvus_lite"
+    identified = True
 
     def open(self):
         from pymilvus import MilvusClient

@@ -203,10 +203,10 @@ def test_the_thread_ends_with_the_queue(model):
 
 
 def test_parts_hold_every_row_once(monkeypatch):
-    """From long to short, equal texts side by side, at most 3 texts and 10 characters each."""
+    """From long to short, equal texts side by side, at most 3 texts and 10 padded characters."""
     monkeypatch.setattr(batching, "_TEXTS", 3)
     monkeypatch.setattr(batching, "_CHARACTERS", 10)
     monkeypatch.setattr(batching, "_READ", 8)
     texts = ["aa", "b", "c" * 100, "b", "dd", "e", "aa", "f" * 9]
-    assert list(parts(texts)) == [[2], [7, 0], [6, 4, 1], [3, 5]]
+    assert list(parts(texts)) == [[2], [7], [0, 6, 4], [1, 3, 5]]
     assert list(parts([])) == []

@@ -267,6 +267,144 @@ def test_nudge_and_undo(filled, toy):
         np.testing.assert_allclose(filled.index.vectors(filled.ids), base, atol=1e-6)
 
 
+def identity_of(index):
+    """The identity of an index's store, "" where there is none."""
+    return getattr(index, "identity", "")
+
+
+def marked(index):
+    """The same, after giving the store one where it can hold a note."""
+    return index.mark() if hasattr(index, "mark") else identity_of(index)
+
+
+@pytest.mark.parametrize("name", [*STORES, "qdrant-folder"])
+def test_identity_is_the_stores_alone(name, tmp_path, request):
+    """A store keeps its identity when vectors change and when opened again; others have others."""
+    kind = {**STORES, "qdrant-folder": QdrantFolder}[name]
+    made = set()
+    for number in ("first", "second"):
+        (tmp_path / number).mkdir()
+        store = open_store(kind, tmp_path / number, request.getfixturevalue)
+        filled = Filled(store, kind.metrics[-1], size=40)
+        index, contents = filled.index, store.contents(filled.ids[0])
+        identity = marked(index)
+        assert bool(identity) == kind.identified
+        index.replace(filled.ids[:5], filled.new[:5])
+        assert identity_of(index) == marked(index) == identity
+        if store.reopen is not None:
+            index = store.reopen()
+            assert identity_of(index) == identity
+        assert store.contents(filled.ids[0]) == contents
+        filled.check_vectors(index, np.concatenate([filled.new[:5], filled.vectors[5:]]))
+        made.add(identity)
+        store.close()
+    assert len(made) == 1 + kind.identified
+
+
+def test_asking_for_an_identity_writes_nothing(store_of):
+    """Until it is marked, a store that holds a note has none."""
+    for name in ("qdrant", "lancedb", "milvus"):
+        index = Filled(store_of(STORES[name]), "l2", size=4).index
+        assert [identity_of(index), identity_of(index)] == ["", ""]
+
+
+def test_identities_within_one_store(store_of):
+    """A vector of another name, and a part of a table, are stores of their own; a note is kept."""
+    named = Filled(store_of(STORES["qdrant-named"]), "l2", size=4)
+    named.store.client.update_collection("docs", metadata={"owner": "ward 3"})
+    body = named.index
+    title = type(body)(body.client, "docs", "title")
+    first, second = body.mark(), title.mark()
+    assert first.rpartition(":")[0] == second.rpartition(":")[0] != ""
+    assert first != second
+    assert named.store.client.get_collection("docs").config.metadata["owner"] == "ward 3"
+    rows = Filled(store_of(STORES["postgres"]), "l2", size=4)
+    from psycopg import sql
+
+    options = {"metric": "l2", "where": sql.SQL("page = 7")}
+    part = type(rows.index)(rows.store.connection, 'Data "x"', "Node Id", "embedding", **options)
+    assert identity_of(part) not in ("", identity_of(rows.index))
+
+
+def found_in(folder, vector):
+    """The files below a folder that hold a vector's bytes."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return [path.name for path in files if vector.tobytes() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [  # Milvus Lite keeps what lies in saved segments, not in its log
+        *(("chroma-folder", size) for size in (4, 1500)),
+        *(("lancedb", size) for size in (4, 1500)),
+        ("milvus", 4),
+    ],
+)
+def test_purge_leaves_no_earlier_vector_in_the_folder(name, size, store_of):
+    """The bytes of a replaced vector are in the store's files before the purge, and not after."""
+    filled = Filled(store_of(STORES[name]), "l2", size=size)
+    index, folder = filled.index, filled.store.folder
+    index.replace(filled.ids[:3], filled.new[:3])
+    assert found_in(folder, filled.vectors[1])
+    remaining = index.purge()
+    assert found_in(folder, filled.vectors[1]) == []
+    assert "earlier vectors" in remaining
+    now = np.concatenate([filled.new[:3], filled.vectors[3:]])
+    filled.check_vectors(index, now)
+    filled.check_search(index, now)
+    again = filled.store.reopen()
+    filled.check_vectors(again, now)
+
+
+def test_purge_says_that_chromas_database_is_in_use(store_of, monkeypatch):
+    """While another connection writes to it, the database is not rebuilt; the vectors are right."""
+    import sqlite3
+    from functools import partial
+
+    filled = Filled(store_of(STORES["chroma-folder"]), "l2", size=4)
+    filled.index.replace(filled.ids, filled.new)
+    other = sqlite3.connect(filled.store.folder / "chroma.sqlite3", isolation_level=None)
+    monkeypatch.setattr(filled.index, "_write_again", partial(other.execute, "BEGIN IMMEDIATE"))
+    monkeypatch.setattr(sqlite3, "connect", shortly(sqlite3.connect))
+    assert "another process" in filled.index.purge()
+    other.execute("ROLLBACK")
+    other.close()
+    filled.check_vectors(filled.index, filled.new)
+
+
+def shortly(connect):
+    """`sqlite3.connect` that waits for nobody."""
+    return lambda path, **options: connect(path, **{**options, "timeout": 0})
+
+
+def test_purge_vacuums_postgres_outside_of_transactions(store_of):
+    """VACUUM runs once, not within a transaction; the connection stays as it was."""
+    filled = Filled(store_of(STORES["postgres"]), "l2", size=4)
+    connection, index = filled.store.connection, filled.index
+    index.replace(filled.ids, filled.new)
+    count = 'SELECT pg_stat_get_vacuum_count(\'"Data ""x"""\'::regclass)'
+    with connection.transaction():
+        before = connection.execute(count).fetchone()[0]
+        assert "within an open transaction" in index.purge()
+    assert "VACUUM FULL" in index.purge()
+    assert connection.autocommit is False
+    assert connection.execute(count).fetchone()[0] == before + 1
+    connection.commit()
+    filled.check_vectors(index, filled.new)
+
+
+def test_purge_says_what_it_cannot_do(store_of):
+    """What an engine keeps is said: by Qdrant, a Chroma server, Milvus, and of files of FAISS."""
+    for name, says in (
+        ("qdrant", "until its optimizer"),
+        ("chroma-server", "chroma vacuum"),
+        ("milvus", "saved segments"),
+        ("faiss-flat", "files that were written"),
+    ):
+        index = Filled(store_of(STORES[name]), "l2", size=4).index
+        assert says in index.purge()
+
+
 @pytest.mark.parametrize("name", STORES)
 def test_ten_thousand_rows_in_one_call(name, store_of):
     """Reading and replacing go beyond what a store takes in one call."""

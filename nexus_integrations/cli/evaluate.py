@@ -55,37 +55,45 @@ def evaluate(
         Output(as_json).result(after, "", str(change), comparison=change.to_json())
 
 
+Evaluations = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Two or more evaluations of the same questions (`nexus evaluate -o`), the first "
+        "before, the last after; each is called by its file's name."
+    ),
+]
+TunedModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", "-m", help="The folder of a tuned encoder: how its heads were trained."
+    ),
+]
+NudgeState = Annotated[
+    Path | None,
+    typer.Option("--state", help="The state of a nudge: which documents moved, and how far."),
+]
+MapVectors = Annotated[
+    Path | None,
+    typer.Option(help="The document vectors: the map shows those that did not move as well."),
+]
+Texts = Annotated[
+    str | None, typer.Option(help=f"Where --include-text finds its texts. {DATASET_HELP}")
+]
+IncludeText = Annotated[
+    bool, typer.Option("--include-text", help="Show questions and passages, not ids alone.")
+]
+
+
 def report(
-    evaluations: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Two or more evaluations of the same questions (`nexus evaluate -o`), the first "
-            "before, the last after; each is called by its file's name."
-        ),
-    ],
+    evaluations: Evaluations,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
         "report.html"
     ),
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model", "-m", help="The folder of a tuned encoder: how its heads were trained."
-        ),
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option("--state", help="The state of a nudge: which documents moved, and how far."),
-    ] = None,
-    vectors: Annotated[
-        Path | None,
-        typer.Option(help="The document vectors: the map shows those that did not move as well."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help=f"Where --include-text finds its texts. {DATASET_HELP}")
-    ] = None,
-    include_text: Annotated[
-        bool, typer.Option("--include-text", help="Show questions and passages, not ids alone.")
-    ] = False,
+    model: TunedModel = None,
+    state: NudgeState = None,
+    vectors: MapVectors = None,
+    dataset: Texts = None,
+    include_text: IncludeText = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

@@ -20,6 +20,24 @@ app = typer.Typer(
 _STATE = Path("nudge-state")
 
 
+Gamma = Annotated[
+    float | None,
+    typer.Option(
+        help="γ, the bound on how far a document moves (a squared distance of unit vectors); "
+        "else chosen.",
+        show_default=False,
+    ),
+]
+Keep = Annotated[
+    Literal["if-better", "always"],
+    typer.Option(help="if-better: write only what helps questions that did not choose γ."),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(help="Ask for a gain that is positive at this confidence.", show_default=False),
+]
+
+
 @app.command()
 def apply(
     vectors: Vectors,
@@ -29,25 +47,10 @@ def apply(
     ] = None,
     model: Model = None,
     state: State = _STATE,
-    gamma: Annotated[
-        float | None,
-        typer.Option(
-            help="γ, the bound on how far a document moves (a squared distance of unit vectors); "
-            "else chosen.",
-            show_default=False,
-        ),
-    ] = None,
+    gamma: Gamma = None,
     metric: Annotated[str, typer.Option(help="What chooses γ.")] = "ndcg@10",
-    keep: Annotated[
-        Literal["if-better", "always"],
-        typer.Option(help="if-better: write only what helps questions that did not choose γ."),
-    ] = "if-better",
-    confidence: Annotated[
-        float | None,
-        typer.Option(
-            help="Ask for a gain that is positive at this confidence.", show_default=False
-        ),
-    ] = None,
+    keep: Keep = "if-better",
+    confidence: Confidence = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the metric at each γ to this PNG.")

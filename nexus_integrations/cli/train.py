@@ -22,29 +22,32 @@ _TRAIN_HELP = (
 )
 
 
+Dev = Annotated[
+    str | None,
+    typer.Option(help="Questions (or pairs) to choose by; else a share of TRAIN is split off."),
+]
+BaseVectors = Annotated[
+    Path | None,
+    typer.Option(help="Document vectors of this model (`nexus embed`): no passage is embedded."),
+]
+Refit = Annotated[
+    bool,
+    typer.Option(help="Train once more on TRAIN and DEV together, with the size dev chose."),
+]
+
+
 def finetune(
     train: Annotated[str, typer.Argument(help=_TRAIN_HELP)],
     output: Annotated[Path, typer.Argument(help="The folder to save the tuned encoder to.")],
-    dev: Annotated[
-        str | None,
-        typer.Option(help="Questions (or pairs) to choose by; else a share of TRAIN is split off."),
-    ] = None,
+    dev: Dev = None,
     model: Model = None,
-    vectors: Annotated[
-        Path | None,
-        typer.Option(
-            help="Document vectors of this model (`nexus embed`): no passage is embedded."
-        ),
-    ] = None,
+    vectors: BaseVectors = None,
     scale: Annotated[
         tuple[float, float], typer.Option(help="The lowest and highest score of sentence pairs.")
     ] = (0.0, 5.0),
     heads: options.Heads = None,
     dendrites: options.Dendrites = 3,
-    refit: Annotated[
-        bool,
-        typer.Option(help="Train once more on TRAIN and DEV together, with the size dev chose."),
-    ] = False,
+    refit: Refit = False,
     seed: options.Seed = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw the growth to this PNG.")] = None,
     force: Force = False,

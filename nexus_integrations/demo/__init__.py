@@ -28,6 +28,7 @@ from nexus_integrations import (
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.nudge.life import restore
 from nexus_integrations.nudge.state import StateFiles
+from nexus_integrations.protocols import Floats
 from nexus_integrations.report import NudgeRecord
 from nexus_integrations.report.plots import plot_gamma, plot_growth
 
@@ -111,11 +112,7 @@ def run(
     (`vectors.parquet`), two plots (`growth.png`, `gamma.png`) and the report of it all
     (`report.html`, with the fictional texts). `tell` is told of each step.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = StateFiles(folder / "state")
-    if earlier.signature() is not None:
-        earlier.remove()  # the nudge of an earlier run, whose index this run makes anew
+    folder = _cleared(Path(folder))
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -125,6 +122,9 @@ def run(
         yield
         seconds[name] = perf_counter() - begun
 
+    def asked(encoder: DendriticEncoder) -> Evaluation:
+        return evaluate(DenseRetriever(index, encoder), test, trained_on=train)
+
     with step("load", "Loading all-MiniLM-L6-v2 and the handbook of a fictional clinic"):
         encoder = DendriticEncoder.load()
         train, dev, test = corpus().split(*SHARES, seed=0)
@@ -132,27 +132,40 @@ def run(
         vectors = encoder.encode_documents(list(train.corpus.values()))
         index = MemoryIndex(list(train.corpus), vectors)
     with step("evaluate", f"Asking the {len(test)} test questions, before"):
-        stages = {"before": evaluate(DenseRetriever(index, encoder), test, trained_on=train)}
+        stages = {"before": asked(encoder)}
     with step("fine-tune", f"Fine-tuning on {len(train)} questions, {len(dev)} to choose by"):
         finetuned = finetune(encoder, train, dev, config, index=index)
         tuned = finetuned.encoder
         if tuned.document_head is not None:
             index = MemoryIndex(list(train.corpus), tuned.document_head.transform(vectors))
-        tuned_stage = evaluate(DenseRetriever(index, tuned), test, trained_on=train)
-        stages["fine-tuned"] = tuned_stage
+        stages["fine-tuned"] = asked(tuned)
     with step("nudge", "Nudging the passages that answer training questions"):
         base = index.vectors(list(train.corpus))
         nudged = nudge_index(index, tuned, train, dev, state_dir=folder / "state")
-        stages["nudged"] = evaluate(DenseRetriever(index, tuned), test, trained_on=train)
+        stages["nudged"] = asked(tuned)
     with step("write", f"Writing the encoder, the vectors, two plots and the report to {folder}"):
         _write(folder, stages, finetuned, nudged, index, test)
-        copy = MemoryIndex.load(folder / "vectors.parquet")
-        if nudged.folder.state is not None:
-            restore(nudged.folder.state, copy)
-        undone = bool(np.array_equal(copy.vectors(list(train.corpus)), base))
+        undone = _undone_on_a_copy(folder, nudged, list(train.corpus), base)
     return DemoResult(
         stages=stages, finetuned=finetuned, nudged=nudged, undone=undone, seconds=seconds
     )
+
+
+def _cleared(folder: Path) -> Path:
+    """Make the folder; remove the nudge of an earlier run, whose index this run makes anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = StateFiles(folder / "state")
+    if earlier.signature() is not None:
+        earlier.remove()
+    return folder
+
+
+def _undone_on_a_copy(folder: Path, nudged: NudgeResult, ids: list[str], base: Floats) -> bool:
+    """Tell whether undoing the nudge of the saved vectors gives `base` back bit for bit."""
+    copy = MemoryIndex.load(folder / "vectors.parquet")
+    if nudged.folder.state is not None:
+        restore(nudged.folder.state, copy)
+    return bool(np.array_equal(copy.vectors(ids), base))
 
 
 def _write(

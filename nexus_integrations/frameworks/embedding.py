@@ -1,6 +1,7 @@
 """The fields and the life of an embedding model, as both frameworks' classes have them."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, computed_field
@@ -10,6 +11,11 @@ from nexus_integrations.backends import Backend, Precision, Role
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.encoder.source import DEFAULT_MODEL
 from nexus_integrations.frameworks.shared_encoder import EncoderSettings, SharedEncoder
+
+_OF_THE_ENCODER = {
+    *("model_name", "device", "backend", "precision", "num_threads", "recorded_fingerprint"),
+    "embeddings_cache",
+}
 
 
 class EmbeddingModel(BaseModel):
@@ -67,6 +73,25 @@ class EmbeddingModel(BaseModel):
         how = shared.settings
         made = cls(model=how.model, device=how.device, backend=how.backend, precision=how.precision)
         made._shared = shared
+        return made
+
+    def with_encoder(self, encoder: DendriticEncoder, folder: str | Path | None = None) -> Self:
+        """Return this model with another encoder in its place, of `folder` where it was saved.
+
+        Settings stay, and so does what the framework hands over, but for a cache.
+        """
+        if folder is None:
+            made = self.from_encoder(encoder)
+        else:
+            made = type(self)(
+                model=str(folder),
+                device=self.device,
+                backend=self.backend,
+                precision=encoder.backbone.precision,  # what its heads were trained on
+                num_threads=self.num_threads,
+            )
+        for name in type(self).model_fields.keys() - _OF_THE_ENCODER:
+            setattr(made, name, getattr(self, name))
         return made
 
     @property

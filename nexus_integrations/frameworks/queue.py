@@ -7,12 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from nexus_integrations.backends import Role
+from nexus_integrations.backends.batches import batches_by_length
 from nexus_integrations.protocols import Floats
 
 Encode = Callable[[list[str]], Floats]
 
 # A batch of calls, or a part of a long one, has at most this many texts and characters (some 8,000
-# word pieces): a query that comes in meanwhile waits that long, below a second on two cores.
+# tokens): a query that comes in meanwhile waits that long, below a second on two cores.
 _TEXTS = 256
 _CHARACTERS = 32_768
 # A model cuts a text off; this much of it takes time.
@@ -110,21 +111,11 @@ def _embed(calls: list[_Call]) -> None:
 
 
 def parts(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Give the rows of the texts in parts that fit into a batch, alike in length, equal together.
-
-    The longest come first.
-    """
-    part: list[int] = []
-    characters = 0
-    for row in sorted(range(len(texts)), key=lambda row: (-len(texts[row]), texts[row])):
-        length = _length(texts[row])
-        if part and (len(part) == _TEXTS or characters + length > _CHARACTERS):
-            yield part
-            part, characters = [], 0
-        part.append(row)
-        characters += length
-    if part:
-        yield part
+    """Yield the texts' rows in parts that fit into a batch, the longest first, equal together."""
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    lengths = [_length(texts[row]) for row in order]
+    for part in batches_by_length(lengths, _CHARACTERS, rows=_TEXTS):
+        yield [order[place] for place in part]
 
 
 def _length(text: str) -> int:

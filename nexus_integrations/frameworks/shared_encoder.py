@@ -1,7 +1,6 @@
 """Encoders shared by a process: what holds one carries a model's name, not its weights."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,9 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from nexus_integrations.backends import Backend, Precision, Role
+from nexus_integrations.backends.process import folder_version, on_fork, shared
 from nexus_integrations.data import check_texts
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.frameworks.queue import EmbeddingQueue, Encode, parts
@@ -22,7 +22,6 @@ IN_MEMORY = "(in memory)"
 """The model's name of an encoder that was given, not loaded."""
 
 _T = TypeVar("_T")
-_Version = tuple[str, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +36,10 @@ class EncoderSettings:
 
 
 class _Process:
-    """What belongs to one process; a fork starts with another one, without the locks of the old."""
+    """The threads of one process; a fork starts with new ones."""
 
     def __init__(self) -> None:
-        self.loading = threading.Lock()
         self.queueing = threading.Lock()
-        self.loaded: WeakValueDictionary[
-            tuple[EncoderSettings, _Version | None], DendriticEncoder
-        ] = WeakValueDictionary()
         self.queues: WeakKeyDictionary[DendriticEncoder, EmbeddingQueue] = WeakKeyDictionary()
         self.loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nexus-loading")
 
@@ -57,8 +52,7 @@ def _begin_process() -> None:
     _process = _Process()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_process)
+on_fork(_begin_process)
 
 
 class SharedEncoder:
@@ -240,24 +234,16 @@ def _load(settings: EncoderSettings) -> DendriticEncoder:
             "this describes an encoder that was in memory only: save it with encoder.save(folder) "
             "and give the folder as `model`"
         )
-    key = (settings, _version(Path(settings.model).expanduser()))
-    with _process.loading:
-        encoder = _process.loaded.get(key)
-        if encoder is None:
-            encoder = _process.loaded[key] = DendriticEncoder.load(
-                settings.model,
-                device=settings.device,
-                backend=settings.backend,
-                precision=settings.precision,
-                num_threads=settings.num_threads,
-            )
-        return encoder
-
-
-def _version(folder: Path) -> _Version | None:
-    """Tell the states of a folder apart, or return None for a name that is no folder."""
-    if not folder.is_dir():
-        return None
-    stamps = [file.stat() for file in folder.rglob("*") if file.is_file()]
-    changed = max((stamp.st_mtime_ns for stamp in stamps), default=0)
-    return str(folder.resolve()), sum(stamp.st_size for stamp in stamps), changed
+    folder = Path(settings.model).expanduser()
+    # A folder that was written anew since is another model.
+    version = folder_version(folder) if folder.is_dir() else None
+    return shared(
+        (settings, version),
+        lambda: DendriticEncoder.load(
+            settings.model,
+            device=settings.device,
+            backend=settings.backend,
+            precision=settings.precision,
+            num_threads=settings.num_threads,
+        ),
+    )

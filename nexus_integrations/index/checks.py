@@ -2,11 +2,20 @@
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nexus_integrations.protocols import Floats, Hits, Metric
+
+# The name under which a store that makes no identity of its own keeps ours.
+NOTE = "nexus_identity"
+
+
+def new_note() -> str:
+    """Return an identity for a store."""
+    return uuid4().hex
 
 
 def slices(length: int, size: int) -> Iterator[slice]:

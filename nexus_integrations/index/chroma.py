@@ -1,6 +1,9 @@
 """Vectors in a Chroma collection, in a folder or behind a server."""
 
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from nexus_integrations.index.checks import (
@@ -91,7 +94,6 @@ class ChromaIndex:
         By the collection's own search, with the `ef_search` it is configured with.
         """
         queries = check_queries(queries, k, self.dimension)
-        k = min(k, len(self))
         found: list[list[tuple[str, float]]] = []
         for part in slices(len(queries), self._batch_size):
             got = self.collection.query(
@@ -113,6 +115,53 @@ class ChromaIndex:
         check_none_missing(ids, self.missing(ids))  # Chroma would pass over them
         for part in slices(len(ids), self._batch_size):
             self.collection.update(ids=list(ids[part]), embeddings=vectors[part])
+
+    @property
+    def identity(self) -> str:
+        """The id that Chroma gave the collection."""
+        return f"chroma:{self.collection.id}"
+
+    def purge(self) -> str:
+        """Let Chroma save its graph and clear its log, then rebuild the database of its folder.
+
+        Chroma does the first after `sync_threshold` writes: so many stored vectors are written
+        again, unchanged. A server has no call for the second.
+        """
+        settings = self.collection._client.get_settings()
+        if settings.chroma_server_host:
+            return (
+                "the Chroma server keeps earlier vectors in its log and database file: stop it "
+                "and run `chroma vacuum` on its folder"
+            )
+        if not settings.is_persistent:
+            return ""
+        self._write_again()
+        database = Path(settings.persist_directory) / "chroma.sqlite3"
+        try:
+            with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+                connection.execute("VACUUM")
+        except sqlite3.OperationalError:
+            return (
+                "Chroma's database may keep earlier vectors in free pages, since another process "
+                "has been using it: run `chroma vacuum` on its folder"
+            )
+        return "copies and backups of the Chroma folder keep earlier vectors"
+
+    def _write_again(self) -> None:
+        """Write stored vectors again, unchanged, until Chroma has saved its graph."""
+        configuration = self.collection.configuration
+        settings = configuration.get("hnsw") or configuration.get("spann") or {}
+        remaining = int(settings.get("sync_threshold") or 1000) + 1
+        while remaining > 0:
+            written = 0
+            for ids in self.ids(min(self._batch_size, remaining)):
+                self.replace(ids, self.vectors(ids))
+                written += len(ids)
+                if written >= remaining:
+                    break
+            if not written:
+                return
+            remaining -= written
 
     def _similarity(self, distance: float) -> float:
         """Turn Chroma's distances, 1 − cos, 1 − ⟨q, d⟩ and ‖q − d‖², into similarities."""

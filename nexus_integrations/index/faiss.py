@@ -161,6 +161,10 @@ class FaissIndex:
             if type(self._flat) is faiss.IndexFlatL2 and self._flat.cached_l2norms.size():
                 self._flat.sync_l2norms()
 
+    def purge(self) -> str:
+        """Do nothing: in memory an earlier vector is gone once it is replaced."""
+        return "files that were written from the FAISS index before keep earlier vectors"
+
     def _inside_numbers(self, ids: Sequence[str]) -> Integers:
         self._check_unchanged()
         check_none_missing(ids, self.missing(ids))

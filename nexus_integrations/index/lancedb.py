@@ -1,16 +1,20 @@
 """Vectors in a LanceDB table."""
 
+import warnings
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
 from nexus_integrations.index.checks import (
+    NOTE,
     as_hits,
     check_none_missing,
     check_queries,
     check_replacement,
     in_order,
+    new_note,
     slices,
     unique,
 )
@@ -18,6 +22,7 @@ from nexus_integrations.protocols import Floats, Hits, Metric
 
 _METRICS = {"cosine": Metric.COSINE, "dot": Metric.DOT, "l2": Metric.L2}
 _BATCH_SIZE = 1000  # ids in one WHERE clause
+_TAG = f"lancedb:tag:{NOTE}"  # LanceDB's form for a tag that a user defines
 
 
 class LanceDBIndex:
@@ -139,6 +144,36 @@ class LanceDBIndex:
         )
         # Only the columns given change.
         self.table.merge_insert(self.id_column).when_matched_update_all().execute(new)
+
+    @property
+    def identity(self) -> str:
+        """What `mark` left in the metadata of the vector column; "" before."""
+        metadata = self.table.schema.field(self.vector_column).metadata or {}
+        note = metadata.get(_TAG.encode(), b"").decode()
+        return f"lancedb:{note}" if note else ""
+
+    def mark(self) -> str:
+        """Give the table an identity, if it has none, and return it.
+
+        "" for a LanceDB without `update_field_metadata` (before 0.33.1).
+        """
+        if not self.identity and hasattr(self.table, "update_field_metadata"):
+            new = {"path": self.vector_column, "metadata": {_TAG: new_note()}}
+            self.table.update_field_metadata(new)
+        return self.identity
+
+    def purge(self) -> str:
+        """Remove all versions of the table but the latest, by `table.optimize`.
+
+        A process that still reads an earlier version fails.
+        """
+        with warnings.catch_warnings():  # LanceDB says the above
+            warnings.filterwarnings("ignore", message="optimize")
+            self.table.optimize(cleanup_older_than=timedelta(0))
+        return (
+            "LanceDB versions under a tag or branch, and copies and backups of the table, keep "
+            "earlier vectors"
+        )
 
     def _index_metric(self) -> str | None:
         for index in self.table.list_indices():

@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from nexus_integrations.index.checks import (
+    NOTE,
     as_hits,
     check_none_missing,
     check_queries,
     check_replacement,
     in_order,
+    new_note,
     slices,
     unique,
 )
@@ -168,6 +171,35 @@ class MilvusIndex:
                 for id_, vector in zip(ids[part], vectors[part].tolist(), strict=True)
             ]
             self.client.upsert(self.collection, new, partial_update=True)
+
+    @property
+    def identity(self) -> str:
+        """What `mark` left in the collection's properties, with the vector field; "" before."""
+        found = self.client.describe_collection(self.collection).get("properties") or {}
+        note = dict(found).get(NOTE)
+        return f"milvus:{note}:{self.vector_field}" if note else ""
+
+    def mark(self) -> str:
+        """Give the collection an identity, if it has none, and return it.
+
+        "" where the server refuses properties that it does not know.
+        """
+        from pymilvus import MilvusException
+
+        if not self.identity:
+            with suppress(MilvusException):
+                self.client.alter_collection_properties(self.collection, {NOTE: new_note()})
+        return self.identity
+
+    def purge(self) -> str:
+        """Write the collection's log into segments, and ask Milvus to compact them."""
+        self.client.flush(self.collection)
+        self.client.compact(self.collection)
+        return (
+            "Milvus keeps earlier vectors in saved segments until it has compacted these and its "
+            "garbage collector removes the old ones (dataCoord.gc.dropTolerance, hours by "
+            "default), and in backups"
+        )
 
     def _key(self, id_: str) -> str | int:
         return int(id_) if self._number else id_

@@ -1,5 +1,6 @@
 """Vectors in a Postgres table, through pgvector."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +21,8 @@ from nexus_integrations.protocols import Floats, Hits, Metric
 
 try:
     import psycopg
-    from psycopg import sql
+    from psycopg import errors, sql
+    from psycopg.pq import TransactionStatus
 except ImportError as error:
     raise ImportError(
         'PostgresIndex needs psycopg 3: pip install "nexus-integrations[postgres]"'
@@ -48,6 +50,10 @@ _INDEXES = """
     JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
     WHERE i.indrelid = %(table)s::regclass AND a.attname = %(column)s AND i.indisvalid
       AND m.amname IN ('hnsw', 'ivfflat')
+"""
+_IDENTITY = """
+    SELECT s.system_identifier::text, d.oid::text, %(table)s::regclass::oid::text
+    FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()
 """
 
 
@@ -245,6 +251,40 @@ class PostgresIndex:
             for part in slices(len(wanted), _BATCH_SIZE):
                 texts = [json.dumps(vector) for vector in vectors[part].tolist()]
                 self._fetch(update, ids=wanted[part], vectors=texts)
+
+    @property
+    def identity(self) -> str:
+        """What Postgres calls the cluster, the database and the table, and their rows.
+
+        The same after VACUUM and in a physical copy; another after dump and restore or
+        pg_upgrade, and for another `where`. "" where the role may not call `pg_control_system()`.
+        """
+        try:
+            (found,) = self._execute(sql.SQL(_IDENTITY), self._column)
+        except (errors.InsufficientPrivilege, errors.UndefinedFunction):
+            return ""
+        rows = self._parts["where"].as_string(self.connection)
+        return ":".join(["postgres", *found, hashlib.sha256(rows.encode()).hexdigest()[:16]])
+
+    def purge(self) -> str:
+        """Run VACUUM on the table, outside of transactions; readers and writers go on."""
+        connection = self.connection
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            return (
+                "Postgres keeps earlier vectors in the table, since it cannot vacuum within an "
+                "open transaction: commit it and run VACUUM"
+            )
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            connection.execute(sql.SQL("VACUUM {table}").format(**self._parts))
+        finally:
+            connection.autocommit = before
+        return (
+            "Postgres keeps earlier vectors in free space of the table's pages until that is used "
+            "again (VACUUM FULL writes the table anew, and locks it), and in its write-ahead log, "
+            "replicas and backups"
+        )
 
     def _similarity(self, distance: float) -> float:
         """Turn pgvector's 1 − cos, −⟨q, d⟩ and ‖q − d‖ into similarities."""

@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID
 
 from nexus_integrations.index.checks import (
+    NOTE,
     as_hits,
     check_form,
     check_none_missing,
     check_queries,
     check_replacement,
     in_order,
+    new_note,
     slices,
     unique,
 )
@@ -159,6 +161,29 @@ class QdrantIndex:
                 for point, vector in zip(points[part], vectors[part].tolist(), strict=True)
             ]
             self.client.update_vectors(self.collection, points=new, wait=True)
+
+    @property
+    def identity(self) -> str:
+        """What `mark` left in the collection's metadata, with the vector's name; "" before."""
+        config = self.client.get_collection(self.collection).config
+        note = (getattr(config, "metadata", None) or {}).get(NOTE)
+        return f"qdrant:{note}:{self.vector_name or ''}" if note else ""
+
+    def mark(self) -> str:
+        """Give the collection an identity, if it has none, and return it.
+
+        "" where client or server know no metadata (Qdrant before 1.16).
+        """
+        if not self.identity and "metadata" in models.CollectionConfig.model_fields:
+            self.client.update_collection(self.collection, metadata={NOTE: new_note()})
+        return self.identity
+
+    def purge(self) -> str:
+        """Do nothing: Qdrant offers no call that removes earlier vectors at once."""
+        return (
+            "Qdrant keeps earlier vectors in its log and segments until its optimizer rewrites "
+            "them, and in snapshots"
+        )
 
     def _points(self, ids: Sequence[str], vectors: bool | str) -> Any:
         return self.client.retrieve(

@@ -10,17 +10,6 @@ from nexus_integrations.training.config import FinetuneConfig
 from nexus_integrations.training.finetune import finetune
 from nexus_integrations.training.result import FinetuneResult
 
-# What a tuned model takes over from the one it was tuned from, beside how it runs. A cache is left
-# to the user.
-_TAKEN_OVER = (
-    "embed_batch_size",
-    "num_workers",
-    "callback_manager",
-    "rate_limiter",
-    "micro_batching",
-    "redact_events",
-)
-
 
 class NexusFinetuneEngine:
     """Train dendritic heads for an embedding model on questions and the passages that answer them.
@@ -70,24 +59,11 @@ class NexusFinetuneEngine:
         before = self.embed_model
         index = None if self.index is None else open_index(self.index)
         result = finetune(before.encoder, self.train, self.dev, self.config, index=index)
-        self._tuned = self._taken_over(NexusEmbedding.from_encoder(result.encoder))
+        self._tuned = before.with_encoder(result.encoder)
         if self.model_output_path is not None:
             result.save(self.model_output_path)
-            saved = NexusEmbedding(
-                model=str(self.model_output_path),
-                device=before.device,
-                backend=before.backend,
-                precision=before.encoder.backbone.precision,  # what the heads were trained on
-                num_threads=before.num_threads,
-            )
-            self._tuned = self._taken_over(saved)
+            self._tuned = before.with_encoder(result.encoder, self.model_output_path)
         return result
-
-    def _taken_over(self, tuned: NexusEmbedding) -> NexusEmbedding:
-        for name in _TAKEN_OVER:
-            if name in NexusEmbedding.model_fields:  # LlamaIndex 0.14.0 has no rate limiter
-                setattr(tuned, name, getattr(self.embed_model, name))
-        return tuned
 
     def get_finetuned_model(self) -> NexusEmbedding:
         """Return the tuned embedding model; raises `RuntimeError` before `finetune`."""

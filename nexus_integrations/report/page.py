@@ -177,7 +177,7 @@ def _questions(
     A question holds its values per metric, before and after, and its two ranked lists: numbers of
     documents and their similarities.
     """
-    before, after = report.before, report.after
+    before = report.before
     documents: dict[str, int] = {}
     new: list[str] = []
     questions: list[dict[str, Any]] = []
@@ -190,18 +190,9 @@ def _questions(
 
     for row in islice(_by_interest(changes), _QUESTIONS):
         new.clear()
-        id_ = before.query_ids[row]
-        question: dict[str, Any] = {
-            "id": _clipped_id(id_),
-            "values": [
-                [round(float(stage.per_query[metric][row]), 6) for metric in labels]
-                for stage in (before, after)
-            ],
-            "lists": [_ranked(stage, row, known) for stage in (before, after)],
-            "relevant": [known(found) for found in after.relevant[row]] if after.relevant else [],
-        }
+        question = _question(report, row, labels, known)
         if texts is not None:
-            question["text"] = _clipped(texts.queries[id_], _TEXT)
+            question["text"] = _clipped(texts.queries[before.query_ids[row]], _TEXT)
         shown = [_clipped_id(found) for found in new]
         if texts is not None:
             shown += [_clipped(texts.corpus.get(found, ""), _TEXT) for found in new]
@@ -220,6 +211,22 @@ def _questions(
     if texts is not None:
         content["texts"] = [_clipped(texts.corpus.get(found, ""), _TEXT) for found in documents]
     return content
+
+
+def _question(
+    report: "Report", row: int, labels: Mapping[str, str], known: Callable[[str], int]
+) -> dict[str, Any]:
+    """Return a question's values and lists; `known` turns a document's id into its number."""
+    before, after = report.before, report.after
+    return {
+        "id": _clipped_id(before.query_ids[row]),
+        "values": [
+            [round(float(stage.per_query[metric][row]), 6) for metric in labels]
+            for stage in (before, after)
+        ],
+        "lists": [_ranked(stage, row, known) for stage in (before, after)],
+        "relevant": [known(found) for found in after.relevant[row]] if after.relevant else [],
+    }
 
 
 def _ranked(stage: Evaluation, row: int, known: Callable[[str], int]) -> list[list[Any]] | None:
