@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nexus_integrations.encoder.head import DendriticHead
     from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
     from nexus_integrations.lexical import LexicalIndex
-    from nexus_integrations.nudge.apply import NudgeConfig, NudgeResult, nudge_index
+    from nexus_integrations.nudge import NudgeConfig, NudgeResult, nudge_index
     from nexus_integrations.protocols import Encoder, Hits, Metric, Retriever, VectorIndex
     from nexus_integrations.report import Report
     from nexus_integrations.retrievers import DenseRetriever, HybridRetriever
@@ -38,8 +38,8 @@ _HOMES = {
     "HybridRetriever": "retrievers",
     "LexicalIndex": "lexical",
     "Metric": "protocols",
-    "NudgeConfig": "nudge.apply",
-    "NudgeResult": "nudge.apply",
+    "NudgeConfig": "nudge.config",
+    "NudgeResult": "nudge.result",
     "Report": "report",
     "RetrievalDataset": "data",
     "Retriever": "protocols",

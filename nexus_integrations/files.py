@@ -31,7 +31,7 @@ def written_whole(
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    _sync_names(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def folder_written_whole(path: Path, *, private: bool = False) -> Iterator[Path]
         for inner in (*draft.rglob("*"), draft):
             inner.chmod(mode | (mode & 0o444) >> 2 if inner.is_dir() else mode)
             if inner.is_dir():
-                _sync_names(inner)
+                sync_folder(inner)
             else:
                 with inner.open("rb") as file:
                     os.fsync(file.fileno())
@@ -62,7 +62,7 @@ def folder_written_whole(path: Path, *, private: bool = False) -> Iterator[Path]
             draft.rename(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    _sync_names(path.parent)
+    sync_folder(path.parent)
 
 
 def _mode_of_new_files(folder: Path) -> int:
@@ -74,7 +74,7 @@ def _mode_of_new_files(folder: Path) -> int:
     return mode
 
 
-def _sync_names(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Let a folder's names survive a power cut; Windows needs no call for it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

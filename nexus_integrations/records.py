@@ -13,6 +13,9 @@ import numpy as np
 
 from nexus_integrations.files import read_json, write_json
 
+NOT_SAVED = {"saved": False}
+"""The metadata of a field that JSON does not hold; it has a default."""
+
 _Kind = TypeVar("_Kind", bound="Record")
 
 
@@ -50,7 +53,7 @@ class _Malformed(Exception):
 def plain(value: Any) -> Any:
     """Return what JSON can hold in place of a value: a number that is not finite becomes null."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {name: plain(getattr(value, name)) for name in _saved(value)}
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32:  # as few digits as tell it from its neighbours
             value = value.astype(str).astype(np.float64)
@@ -105,7 +108,7 @@ def _read(hint: Any, content: Any, name: str) -> Any:
 def _read_fields(kind: Any, content: Any, name: str) -> Any:
     hints = get_type_hints(kind)
     found = {}
-    for field in kind._fields if hasattr(kind, "_fields") else [f.name for f in fields(kind)]:
+    for field in kind._fields if hasattr(kind, "_fields") else _saved(kind):
         shown = name or repr(field)
         if not isinstance(content, dict) or field not in content:
             raise _Malformed(shown)
@@ -119,3 +122,7 @@ def _read_array(arguments: tuple[Any, ...], content: Any, name: str) -> Any:
         return np.array(content, dtype=dtype)  # null is NaN
     except (TypeError, ValueError, OverflowError):
         raise _Malformed(name) from None
+
+
+def _saved(kind: Any) -> list[str]:
+    return [field.name for field in fields(kind) if field.metadata.get("saved", True)]

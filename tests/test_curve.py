@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nexus_integrations.evaluation import compare, evaluate
-from nexus_integrations.nudge.apply import nudge_index
+from nexus_integrations.nudge import nudge_index
 from nexus_integrations.report import Report
 from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.config import FinetuneConfig

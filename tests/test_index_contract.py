@@ -16,7 +16,7 @@ from index_stores import STORES, QdrantFolder, free_port, open_store
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
+from nexus_integrations.nudge import NudgeConfig, nudge_index
 from nexus_integrations.protocols import Metric, VectorIndex
 
 CASES = [(name, metric) for name, kind in STORES.items() for metric in kind.metrics]

@@ -788,7 +788,7 @@ def test_query_time_learns_and_forgets_in_another_process(nudgeable, tmp_path):
     other = NudgePostprocessor(dataset, state_dir=str(tmp_path), **settings)
     other.observe(None, "question", "a", query_id="seen")
     assert retrieved(index, serving) == [("a", 1.0), ("b", turned)]
-    assert other.forget(None, "seen") == 1
+    assert other.forget(None, "seen").questions == 1
     assert retrieved(index, serving)[1] == ("a", 0.8)
     assert other.refresh(corpus={"a": "first"}) == {"deleted": 1, "changed": 0, "moved": 0}
     assert retrieved(index, serving) == [("a", 0.8), ("b", 0.6)]

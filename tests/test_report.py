@@ -18,10 +18,10 @@ from nexus_integrations.cli import app
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import Comparison, Evaluation, compare
 from nexus_integrations.index import MemoryIndex
-from nexus_integrations.nudge import NudgeConfig, StateFolder, nudge_index
+from nexus_integrations.nudge import NudgeConfig, NudgeResult, StateFolder, nudge_index
 from nexus_integrations.nudge.state import NudgeState
 from nexus_integrations.protocols import Hits
-from nexus_integrations.report import Moves, NudgeRecord, Report, plots
+from nexus_integrations.report import Moves, Report, plots
 from nexus_integrations.training.config import FinetuneConfig
 from nexus_integrations.training.result import Epoch, FinetuneResult
 
@@ -86,7 +86,7 @@ TRAINING = FinetuneResult(
     document_fingerprint="cd" * 32,
     history=HISTORY,
 )
-NUDGE = NudgeRecord(
+NUDGE = NudgeResult(
     gamma=0.1,
     variant="n",
     metric="ndcg@10",
@@ -399,12 +399,14 @@ def test_a_hundred_thousand_questions_are_aggregated(tmp_path: Path) -> None:
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     """What the commands leave is what the report reads; damaged files are named."""
-    NUDGE.save(tmp_path)
-    assert NudgeRecord.load(tmp_path) == NUDGE
+    NUDGE.save(tmp_path / "nudge.json")
+    assert NudgeResult.of_folder(tmp_path) == NUDGE
     for content in ("{", "[]", '{"gamma": 1}'):
         (tmp_path / "nudge.json").write_text(content)
-        with pytest.raises(ValueError, match=r"nudge\.json is damaged"):
-            NudgeRecord.load(tmp_path)
+        with pytest.raises(
+            ValueError, match=r"nudge\.json is (not valid JSON|no saved NudgeResult)"
+        ):
+            NudgeResult.of_folder(tmp_path)
 
 
 def test_the_map_by_hand() -> None:
@@ -465,10 +467,10 @@ def test_of_many_moves_some_are_drawn() -> None:
 
 def test_a_state_tells_what_is_nudged_now() -> None:
     """The record's curve counts as long as γ is the one that it chose."""
-    told = NudgeRecord.of_state(state(), replace(NUDGE, gamma=0.2))
+    told = NudgeResult.of_state(state(), replace(NUDGE, gamma=0.2))
     assert (told.gamma, told.queries, told.touched, told.moved) == (0.2, 3, 2, 2)
     assert told.curve == NUDGE.curve
-    assert NudgeRecord.of_state(state(), NUDGE).curve == {}
+    assert NudgeResult.of_state(state(), NUDGE).curve == {}
 
 
 def test_a_report_of_a_real_nudge(toy: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from benchmarks.kill_nudge.stores import (
     open_index,
 )
 from nexus_integrations.data import RetrievalDataset
-from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
+from nexus_integrations.nudge import NudgeConfig, nudge_index
 from nexus_integrations.nudge.life import StateFolder
 from nexus_integrations.nudge.solver import Turn
 from nexus_integrations.protocols import Floats, VectorIndex

@@ -29,8 +29,11 @@ Gamma = Annotated[
     ),
 ]
 Keep = Annotated[
-    Literal["if-better", "always"],
-    typer.Option(help="if-better: write only what helps questions that did not choose γ."),
+    Literal["if-better", "always"] | None,
+    typer.Option(
+        help="if-better, the default: write only what helps questions that did not choose γ.",
+        show_default=False,
+    ),
 ]
 Confidence = Annotated[
     float | None,
@@ -48,8 +51,10 @@ def apply(
     model: Model = None,
     state: State = _STATE,
     gamma: Gamma = None,
-    metric: Annotated[str, typer.Option(help="What chooses γ.")] = "ndcg@10",
-    keep: Keep = "if-better",
+    metric: Annotated[
+        str | None, typer.Option(help="What chooses γ; by default ndcg@10.", show_default=False)
+    ] = None,
+    keep: Keep = None,
     confidence: Confidence = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
     plot: Annotated[
@@ -63,7 +68,6 @@ def apply(
 
     from nexus_integrations import DendriticEncoder, NudgeConfig, nudge_index
     from nexus_integrations.index import FileIndex
-    from nexus_integrations.nudge.record import NudgeRecord
     from nexus_integrations.report.plots import plot_gamma
 
     index = FileIndex(existing(vectors))
@@ -74,8 +78,6 @@ def apply(
         gamma=gamma, metric=metric, keep=keep, confidence=confidence, dry_run=dry_run
     )
     result = nudge_index(index, encoder, questions, judges, config, state_dir=state)
-    if not dry_run:
-        NudgeRecord.of(result, encoder.fingerprint).save(state)
     if plot is not None:
         plot_gamma(result.curve, result.gamma, result.metric, plot)
     undo = f"To undo: nexus nudge undo {vectors} --state {state}" if result.written else ""
@@ -83,12 +85,14 @@ def apply(
 
 
 @app.command()
-def undo(vectors: Vectors, state: State = _STATE, as_json: AsJson = False) -> None:
+def undo(
+    vectors: Vectors, state: State = _STATE, force: Force = False, as_json: AsJson = False
+) -> None:
     """Put the vectors from before the nudge back."""
     from nexus_integrations.index import FileIndex
 
     index = FileIndex(existing(vectors))
-    restored = _opened(state).undo(index)
+    restored = _opened(state).undo(index, force=force)
     Output(as_json).result(None, f"{restored} vectors put back in {vectors}.", restored=restored)
 
 
@@ -150,7 +154,7 @@ def forget(
             f"{len(questions)}): nothing was forgotten"
         )
     forgotten = folder.forget(index, set(questions).__contains__)
-    Output(as_json).result(None, f"{forgotten} questions forgotten.", forgotten=forgotten)
+    Output(as_json).result(forgotten)
 
 
 @app.command()
@@ -163,13 +167,14 @@ def refresh(
         ),
     ] = None,
     state: State = _STATE,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring state and vectors back in line after documents changed or were embedded anew."""
     from nexus_integrations.index import FileIndex
 
     corpus = None if dataset is None else read_questions(dataset).corpus
-    counts = _opened(state).refresh(FileIndex(existing(vectors)), corpus)
+    counts = _opened(state).refresh(FileIndex(existing(vectors)), corpus, force=force)
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     Output(as_json).result(None, f"Documents of the nudge: {told}.", **counts)
 
@@ -180,11 +185,11 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Tell what is nudged: questions, documents, γ, and whether a write was cut off."""
-    from nexus_integrations.nudge.record import NudgeRecord
+    from nexus_integrations.nudge import NudgeResult
 
     folder = _opened(state)
     assert folder.state is not None
-    record = NudgeRecord.of_state(folder.state, NudgeRecord.load(state))
+    record = NudgeResult.of_state(folder.state, NudgeResult.of_folder(state))
     unsettled = "" if folder.settled else "A write was cut off: the next operation finishes it."
     Output(as_json).result(record, unsettled, settled=folder.settled)
 

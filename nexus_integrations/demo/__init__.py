@@ -26,10 +26,9 @@ from nexus_integrations import (
     nudge_index,
 )
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.nudge.life import restore
-from nexus_integrations.nudge.state import StateFiles
+from nexus_integrations.nudge.state_files import StateFiles
+from nexus_integrations.nudge.stored import restore
 from nexus_integrations.protocols import Floats
-from nexus_integrations.report import NudgeRecord
 from nexus_integrations.report.plots import plot_gamma, plot_growth
 
 SHARES = (0.6, 0.15, 0.25)
@@ -163,7 +162,7 @@ def _cleared(folder: Path) -> Path:
 def _undone_on_a_copy(folder: Path, nudged: NudgeResult, ids: list[str], base: Floats) -> bool:
     """Tell whether undoing the nudge of the saved vectors gives `base` back bit for bit."""
     copy = MemoryIndex.load(folder / "vectors.parquet")
-    if nudged.folder.state is not None:
+    if nudged.folder is not None and nudged.folder.state is not None:
         restore(nudged.folder.state, copy)
     return bool(np.array_equal(copy.vectors(ids), base))
 
@@ -177,7 +176,6 @@ def _write(
     test: RetrievalDataset,
 ) -> None:
     finetuned.save(folder / "encoder")
-    NudgeRecord.of(nudged, finetuned.encoder.fingerprint).save(folder / "state")
     index.save(folder / "vectors.parquet")
     if finetuned.history:
         plot_growth(finetuned.history, finetuned.baseline_score, folder / "growth.png")

@@ -12,14 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.nudge.apply import (
+from nexus_integrations.nudge import (
     NudgeConfig,
     NudgeResult,
     choose_gamma_again,
     nudge_index,
 )
-from nexus_integrations.nudge.life import StateFolder, belongs
-from nexus_integrations.nudge.state import NudgeState, StateFiles
+from nexus_integrations.nudge.life import Forgotten, StateFolder
+from nexus_integrations.nudge.state import NudgeState
+from nexus_integrations.nudge.state_files import StateFiles
+from nexus_integrations.nudge.stored import belongs
 from nexus_integrations.protocols import Encoder, Floats, Metric, VectorIndex
 
 Source = TypeVar("Source")
@@ -103,9 +105,12 @@ class Postprocessor(BaseModel, Generic[Source]):
             state_dir=self._state(source),
         )
 
-    def undo(self, source: Source | None = None) -> int:
-        """Put the base vectors back and return how many documents were restored, 0 if none."""
-        return self._state(source).undo(self._index(source))
+    def undo(self, source: Source | None = None, *, force: bool = False) -> int:
+        """Put the base vectors back and return how many documents were restored, 0 if none.
+
+        Raises `ValueError` for another store than the one that was nudged; `force` insists.
+        """
+        return self._state(source).undo(self._index(source, force=force), force=force)
 
     def observe(
         self,
@@ -137,30 +142,40 @@ class Postprocessor(BaseModel, Generic[Source]):
         return id_
 
     def forget(
-        self, source: Source | None, which: str | Collection[str] | Callable[[str], bool]
-    ) -> int:
-        """Remove what questions did, exactly, from the store and from the state's files.
+        self,
+        source: Source | None,
+        which: str | Collection[str] | Callable[[str], bool],
+        *,
+        purge: bool = False,
+    ) -> Forgotten:
+        """Remove what questions did from the store and from the state's files.
 
-        `which` is a question's id, several, or a predicate on ids. Returns how many were forgotten.
+        `which` is a question's id, several, or a predicate on ids. With `purge` the engine is asked
+        to remove old versions of what was overwritten.
         """
         if isinstance(which, str):
             which = {which}
         accepts = which if callable(which) else frozenset(which).__contains__
-        return self._state(source).forget(self._index(source), accepts)
+        return self._state(source).forget(self._index(source), accepts, purge=purge)
 
     def refresh(
-        self, source: Source | None = None, corpus: Mapping[str, str] | None = None
+        self,
+        source: Source | None = None,
+        corpus: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
     ) -> dict[str, int]:
         """Bring store and state back in line after documents were deleted, changed or re-ingested.
 
         `corpus` holds the present texts by id, as far as known; without a store, all of them.
-        Returns the counts "deleted", "changed" and "moved".
+        Returns the counts "deleted", "changed" and "moved". Raises `ValueError` when most documents
+        would drop out of the state; `force` insists.
         """
         if source is None:
             index: VectorIndex = self._without_store({}, present=corpus)
         else:
             index = self.open_index(source)
-        return self._state(source).refresh(index, corpus)
+        return self._state(source).refresh(index, corpus, force=force)
 
     def choose_gamma_again(self, source: Source | None = None) -> NudgeResult:
         """Choose γ anew for the questions that the state holds, and move the documents to it."""
@@ -263,13 +278,21 @@ class Postprocessor(BaseModel, Generic[Source]):
             self._bound = model, make(model)
         return self._bound[1]
 
-    def _index(self, source: Source | None, texts: Mapping[str, str] | None = None) -> VectorIndex:
+    def _index(
+        self,
+        source: Source | None,
+        texts: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
+    ) -> VectorIndex:
         """Open the source; another store than the one of a state in memory raises `ValueError`."""
         if source is None:
             return self._without_store(texts or {})
         index = self.open_index(source)
         state = self._in_store.state
-        if state is not None and self._in_store.settled and not belongs(state, index):
+        if force or state is None or not self._in_store.settled:
+            return index
+        if not belongs(state, index):
             raise ValueError(
                 "this postprocessor keeps, in memory, what undoes the nudge of a store, and none "
                 "of the vectors that it moved is in the store given: for another store use another "

@@ -1,5 +1,6 @@
 """The reference index: exact search over a numpy array."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,11 +113,15 @@ class MemoryIndex:
         self._vectors[rows] = vectors
         self._squared[rows] = np.einsum("ij,ij->i", vectors, vectors)
 
+    def purge(self) -> str:
+        """Do nothing: overwritten vectors are gone."""
+        return ""
+
     def save(self, path: str | Path) -> None:
         """Write ids and vectors as a Parquet file with the columns `id` and `vector`.
 
-        The file appears whole or not at all, and survives a power cut once this returns. Raises
-        `ImportError` without pyarrow.
+        The file appears whole or not at all, and survives a power cut once this returns. Its pages
+        and its whole content carry checksums. Raises `ImportError` without pyarrow.
         """
         with extra("jobs"):
             import pyarrow as pa
@@ -127,9 +132,10 @@ class MemoryIndex:
             "id": pa.array(self._ids, pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(values, self.dimension),
         }
-        table = pa.table(columns).replace_schema_metadata({"metric": self.metric.value})
+        notes = {"metric": self.metric.value, "sha256": _digest(self._ids, self._vectors)}
+        table = pa.table(columns).replace_schema_metadata(notes)
         with written_whole(Path(path)) as draft:
-            pq.write_table(table, draft)
+            pq.write_table(table, draft, write_page_checksum=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryIndex":
@@ -143,16 +149,22 @@ class MemoryIndex:
             import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
             vectors = table.column("vector").combine_chunks()
             width = vectors.type.list_size
             rows = np.asarray(vectors.flatten()).reshape(len(table), width)
             ids = table.column("id").to_pylist()
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no file {path}") from None
-        except (pa.ArrowInvalid, KeyError, AttributeError, IsADirectoryError) as error:
-            raise ValueError(f"{path} holds no vectors with ids: {error}") from None
-        return cls(ids, rows, (table.schema.metadata or {}).get(b"metric", b"cosine").decode())
+        except (pa.ArrowException, KeyError, AttributeError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path} holds no vectors with ids, or is damaged ({type(error).__name__})"
+            ) from None
+        notes = table.schema.metadata or {}
+        sealed = notes.get(b"sha256")
+        if sealed is not None and sealed.decode("ascii", "replace") != _digest(ids, rows):
+            raise ValueError(f"{path} is damaged: its vectors are not those that were written")
+        return cls(ids, rows, notes.get(b"metric", b"cosine").decode("ascii", "replace"))
 
     def _row_numbers(self, ids: Sequence[str]) -> list[int]:
         check_none_missing(ids, self.missing(ids))
@@ -167,6 +179,12 @@ class MemoryIndex:
             out *= 2
             out -= self._squared[start:stop]
             out -= np.einsum("ij,ij->i", queries, queries)[:, None]
+
+
+def _digest(ids: Sequence[str], vectors: Floats) -> str:
+    digest = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass"))
+    digest.update(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+    return digest.hexdigest()
 
 
 class _Nearest:

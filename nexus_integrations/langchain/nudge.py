@@ -15,7 +15,7 @@ from nexus_integrations.langchain.data import Pairs, as_dataset
 from nexus_integrations.langchain.embedding import NexusEmbeddings
 from nexus_integrations.langchain.index import Source, open_index
 from nexus_integrations.langchain.passages import id_of
-from nexus_integrations.nudge.apply import NudgeConfig
+from nexus_integrations.nudge import NudgeConfig
 from nexus_integrations.protocols import Encoder, VectorIndex
 
 

@@ -26,7 +26,7 @@ from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.llama_index.data import as_dataset
 from nexus_integrations.llama_index.embedding import NexusEmbedding
 from nexus_integrations.llama_index.index import Source, open_index
-from nexus_integrations.nudge.apply import NudgeConfig, NudgeResult, nudge_index
+from nexus_integrations.nudge import NudgeConfig, NudgeResult, nudge_index
 from nexus_integrations.nudge.life import StateFolder
 from nexus_integrations.protocols import Encoder, Metric, VectorIndex
 

@@ -1,143 +1,24 @@
-"""Nudge an index: read the touched vectors, choose γ, record, replace; and undo."""
+"""Nudge an index: read the touched vectors, choose γ, judge, record, and only then write."""
 
-import contextlib
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nexus_integrations.data import RetrievalDataset
-from nexus_integrations.evaluation import (
-    check_relevant_are_stored,
-    mean_interval,
-    metric_depth,
-)
+from nexus_integrations.evaluation import check_relevant_are_stored
 from nexus_integrations.index.checks import check_vectors
-from nexus_integrations.nudge.gamma import Judges, cross_validated
-from nexus_integrations.nudge.life import StateFolder, check_unit
-from nexus_integrations.nudge.solver import GAMMAS, NUDGE_FT_GAMMAS, Shift, Turn
+from nexus_integrations.nudge.config import NudgeConfig
+from nexus_integrations.nudge.gamma import Choice, Queries, choose, judged_gain
+from nexus_integrations.nudge.life import StateFolder
+from nexus_integrations.nudge.reference import reference
+from nexus_integrations.nudge.result import MOVED, NudgeResult, lengths_of_moves
 from nexus_integrations.nudge.state import NudgeState, Variant, content_hashes
+from nexus_integrations.nudge.state_files import RESULT
+from nexus_integrations.nudge.stored import check_unit, present_rows, same_rows
 from nexus_integrations.protocols import Encoder, Floats, Metric, VectorIndex
 from nexus_integrations.retrievers.dense import check_fits
-
-Solver = Literal["closed-form", "nudge-ft"]
-Rule = Literal["curve", "nudge-ft"]
-Keep = Literal["if-better", "always"]
-
-# Below this share of its length a vector has not moved: float32 cannot tell.
-_MOVED = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class NudgeConfig:
-    """How to nudge. Raises `ValueError` on construction for values outside their range.
-
-    `variant` "n" turns documents and keeps their length; "m" shifts them, for indexes that rank by
-    the dot product. γ is the bound on a document's move: the squared distance between unit vectors
-    under "n" (0 ≤ γ < 4), the distance under "m". It is `gamma` where given; otherwise, under the
-    rule "curve", the γ of `gammas` with the best dev `metric`, the smallest of equals. The rule
-    "nudge-ft" is that of the reference: the grid 0, 0.02 … 0.48 by recall@1 under "n", the exact
-    optimum of answers ranked first under "m".
-
-    Without a dev set γ is chosen by cross-validation over the training queries, in `folds` folds
-    drawn with `seed`. `solver` "nudge-ft" runs the reference package in place of ours, with its own
-    rule unless `gamma` is given; it reads the whole corpus and needs a dev set.
-
-    With `keep` "if-better" a nudge whose γ was chosen on a curve is judged on questions that did
-    not choose it, and is not written unless their mean difference is positive; with `confidence`
-    (0.9, say) unless the lower bound of its interval is. `dry_run` writes nothing.
-    """
-
-    variant: Variant = "n"
-    metric: str = "ndcg@10"
-    gamma: float | None = None
-    gammas: tuple[float, ...] = GAMMAS
-    rule: Rule = "curve"
-    solver: Solver = "closed-form"
-    keep: Keep = "if-better"
-    confidence: float | None = None
-    dry_run: bool = False
-    folds: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("variant", self.variant, ("n", "m")),
-            ("rule", self.rule, ("curve", "nudge-ft")),
-            ("solver", self.solver, ("closed-form", "nudge-ft")),
-            ("keep", self.keep, ("if-better", "always")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
-        upper = 4.0 if self.variant == "n" else np.inf
-        for gamma in (*self.gammas, *(() if self.gamma is None else (self.gamma,))):
-            if not 0 <= gamma < upper:
-                raise ValueError(f"γ must lie in 0 ≤ γ < {upper} for this variant, not {gamma}")
-        metric_depth(self.metric)  # raises for an unknown metric
-        if not self.gammas:
-            raise ValueError("gammas is empty: give at least one γ to choose from")
-        if self.confidence is not None and not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must lie in 0 < c < 1, not {self.confidence}")
-        if self.folds < 2:
-            raise ValueError(f"cross-validation needs at least 2 folds, not {self.folds}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NudgeResult:
-    """What a nudge did.
-
-    `curve` maps each γ tried to the metric on the queries that chose it (`chosen_by`: "dev",
-    "cross-validation", or "fixed", where the curve is empty). `touched` documents answer a training
-    query, `moved` of them are stored elsewhere now; `distances`, float32 (touched,), are the
-    Euclidean distances between old and new vectors scaled to a base of length one. `dropped` counts
-    queries without a relevant document, which the datasets left out.
-
-    `gain` is the mean paired difference in the metric, with its `interval`, of the judging queries
-    at a γ that the others chose; None where γ was not chosen on a curve. `written` tells whether
-    the nudge was kept. `approximate` tells that the index may have missed near documents when γ was
-    chosen; similarities of documents that move are exact in any case.
-    """
-
-    gamma: float
-    variant: Variant
-    metric: str
-    chosen_by: str
-    curve: dict[float, float]
-    queries: int
-    touched: int
-    moved: int
-    dropped: int
-    gain: float | None
-    interval: tuple[float, float] | None
-    written: bool
-    approximate: bool
-    seconds: float
-    distances: Floats = field(repr=False)
-    folder: StateFolder = field(repr=False)
-
-    def __str__(self) -> str:
-        """Return one line: what was done, at which γ, and what it gained."""
-        moved = f"{self.moved or 'none'} of {self.touched} documents"
-        done = f"{moved} moved" if self.written or not self.moved else f"dry run: {moved} to move"
-        line = f"{done}, {self.queries} questions, γ = {self.gamma:g} ({self.chosen_by})"
-        if self.gain is not None and self.interval is not None:
-            low, high = self.interval
-            line += (
-                f"; {self.metric} {self.gain:+.3f} ({low:+.3f} to {high:+.3f}) on questions that "
-                "did not choose γ"
-            )
-        if self.approximate:
-            line += "; other documents as the store's approximate search finds them"
-        return line
-
-    def undo(self, index: VectorIndex) -> int:
-        """Put the base vectors back into the index; return how many documents were restored."""
-        return self.folder.undo(index)
 
 
 def nudge_index(
@@ -152,12 +33,14 @@ def nudge_index(
     """Move the index's vectors of the documents that answer training queries, in place.
 
     `encoder` must be the one that filled the index and encodes its queries. What is needed to undo
-    is written to `state_dir` before the index is; without it the state lives as long as the report.
-    An index that this state nudged already starts from its base vectors again.
+    is written to `state_dir` before the index is; without it the state lives as long as the result.
+    An index that this state nudged already is judged and nudged from its base vectors again;
+    questions that were observed since stay in, and those that were forgotten stay out. A nudge that
+    is not kept leaves everything as it was, an earlier nudge too.
 
     Raises `ValueError` before anything is written: for a relevant document that is not in the
     index, vectors that do not fit or cannot be ranked, NUDGE-M on an index that does not rank by
-    the dot product, and a state of another encoder.
+    the dot product, and a state of another encoder or of another store.
     """
     begun = perf_counter()
     config = config or NudgeConfig()
@@ -170,33 +53,16 @@ def nudge_index(
         check_relevant_are_stored(index, *((train,) if dev is None else (train, dev)))
         queries = encoder.encode_queries(list(train.queries.values()))  # (n_train, dimension)
         judging = None if dev is None else _encoded(encoder, dev)
-        if not config.dry_run:
-            folder.undo(index)
-        touched = list(dict.fromkeys(d for found in train.relevant_docs.values() for d in found))
-        texts = [train.corpus[id_] for id_ in touched]
-        if folder.state is not None:  # a dry run beside a nudge, whose documents it sees at rest
-            others = [id_ for id_ in folder.state.document_ids if id_ not in set(touched)]
-            gone = index.missing(others)
-            touched += [id_ for id_ in others if id_ not in gone]
-        rows = {id_: row for row, id_ in enumerate(touched)}
-        base = _base_vectors(touched, index, folder)
-        check_vectors(touched, base, Metric.COSINE)
-        check_unit(touched, base, index.metric)
-        planned = NudgeState(
-            phase="applying",
-            variant=config.variant,
-            gamma=0.0 if config.gamma is None else config.gamma,
-            metric=index.metric.value,
-            fingerprint=encoder.fingerprint,
-            document_ids=touched,
-            content_sha256=content_hashes(texts),
-            query_ids=list(train.queries),
-            answers=[[rows[id_] for id_ in found] for found in train.relevant_docs.values()],
-            base=base,
-            queries=queries,
+        folder.finish(index)
+        folder.check_store(index)
+        planned = _planned(index, encoder, train, queries, config, folder)
+        result = _carry_out(index, planned, judging, config, folder)
+        return replace(
+            result,
+            dropped=train.dropped + (0 if dev is None else dev.dropped),
+            forgotten=len(folder.forgotten_among(train.queries)),
+            seconds=perf_counter() - begun,
         )
-        dropped = train.dropped + (0 if dev is None else dev.dropped)
-        return _carry_out(index, planned, judging, config, folder, dropped, begun)
 
 
 def choose_gamma_again(
@@ -219,174 +85,163 @@ def choose_gamma_again(
         folder.finish(index)
         if folder.state is None:
             raise ValueError("nothing is nudged here: nudge the index first")
+        folder.check_store(index)
         config = replace(config or NudgeConfig(), variant=folder.state.variant)
         _check_encoder(folder, encoder)
         _check_dev(config, dev)
         if dev is not None:
             check_relevant_are_stored(index, dev)
         judging = None if dev is None else _encoded(encoder, dev)
-        return _carry_out(index, folder.state, judging, config, folder, 0, begun)
+        present = present_rows(
+            folder.state.document_ids, index, range(len(folder.state.document_ids))
+        )
+        result = _carry_out(index, folder.state.with_documents(present), judging, config, folder)
+        return replace(result, seconds=perf_counter() - begun)
+
+
+def _planned(
+    index: VectorIndex,
+    encoder: Encoder,
+    train: RetrievalDataset,
+    queries: Floats,
+    config: NudgeConfig,
+    folder: StateFolder,
+) -> NudgeState:
+    """Return the state that this nudge would leave, γ aside.
+
+    Documents that an earlier nudge moved are in it, so that every γ sees them at rest.
+    """
+    forgotten = folder.forgotten_among(train.queries)
+    kept = [row for row, id_ in enumerate(train.queries) if id_ not in forgotten]
+    names = list(train.queries)
+    relevant = list(train.relevant_docs.values())
+    touched = list(dict.fromkeys(d for row in kept for d in relevant[row]))
+    if not touched:
+        raise ValueError(f"all {len(names)} training questions were forgotten in this state")
+    rows = {id_: row for row, id_ in enumerate(touched)}
+    base = index.vectors(touched)
+    check_vectors(touched, base, Metric.COSINE)
+    planned = NudgeState(
+        phase="applying",
+        variant=config.variant,
+        gamma=0.0 if config.gamma is None else config.gamma,
+        metric=index.metric.value,
+        fingerprint=encoder.fingerprint,
+        document_ids=touched,
+        content_sha256=content_hashes([train.corpus[id_] for id_ in touched]),
+        query_ids=[names[row] for row in kept],
+        answers=[[rows[id_] for id_ in relevant[row]] for row in kept],
+        base=base,
+        queries=queries[kept],
+    )
+    if folder.state is not None:
+        planned = _over(folder.state, planned, index)
+    check_unit(planned.document_ids, planned.base, index.metric)
+    return planned
+
+
+def _over(earlier: NudgeState, planned: NudgeState, index: VectorIndex) -> NudgeState:
+    """Return the plan over an earlier nudge: from its base vectors, with what it observed."""
+    hashes = dict(zip(earlier.document_ids, earlier.content_sha256, strict=True))
+    others = [id_ for id_ in earlier.document_ids if id_ not in planned.rows]
+    gone = index.missing(others)
+    others = [id_ for id_ in others if id_ not in gone]
+    ids = [*planned.document_ids, *others]
+    base = index.vectors(ids)
+    known = [row for row, id_ in enumerate(ids) if id_ in earlier.rows]
+    before = [earlier.rows[ids[row]] for row in known]
+    ours = same_rows(base[known], earlier.targets()[before])
+    # Any other vector was embedded anew: it is the document's base now.
+    for row, place, own in zip(known, before, ours.tolist(), strict=True):
+        if own:
+            base[row] = earlier.base[place]
+    plan = replace(
+        planned,
+        document_ids=ids,
+        base=base,
+        content_sha256=[*planned.content_sha256, *(hashes[id_] for id_ in others)],
+    )
+    return _with_observed(plan, earlier)
+
+
+def _with_observed(plan: NudgeState, earlier: NudgeState) -> NudgeState:
+    """Add the observed questions of an earlier nudge that the plan does not have."""
+    observed = set(earlier.observed_ids) - set(plan.query_ids)
+    numbers = [row for row, id_ in enumerate(earlier.query_ids) if id_ in observed]
+    answers = [
+        [
+            plan.rows[earlier.document_ids[row]]
+            for row in earlier.answers[number]
+            if earlier.document_ids[row] in plan.rows
+        ]
+        for number in numbers
+    ]
+    kept = [place for place, found in enumerate(answers) if found]
+    names = [earlier.query_ids[numbers[place]] for place in kept]
+    vectors = earlier.queries[[numbers[place] for place in kept]]
+    return replace(
+        plan,
+        query_ids=[*plan.query_ids, *names],
+        answers=[*plan.answers, *(answers[place] for place in kept)],
+        queries=np.concatenate([plan.queries, vectors]),
+        observed_ids=names,
+    )
 
 
 def _carry_out(
     index: VectorIndex,
     planned: NudgeState,
-    dev: "_Queries | None",
+    dev: Queries | None,
     config: NudgeConfig,
     folder: StateFolder,
-    dropped: int,
-    begun: float,
 ) -> NudgeResult:
-    """Choose γ where it is not given, judge, write, and report."""
-    curve: dict[float, float] = {}
-    gain, interval, chosen_by, better = None, None, "fixed", True
+    """Choose γ where it is not given, judge, write, and tell."""
+    choice, chosen_by, targets = Choice(config.gamma or 0.0, {}, None), "fixed", None
+    gain, interval, better = None, None, True
     if config.solver == "nudge-ft":
-        gamma, targets = _reference(index, planned, dev, config.gamma)
-        planned = replace(planned, gamma=gamma)
+        gamma, targets = reference(index, planned, dev, config.gamma)
+        choice = Choice(gamma, {}, None)
         chosen_by = chosen_by if config.gamma is not None else "nudge-ft"
-    else:
-        if config.gamma is None:
-            gamma, curve, values = _choose(index, planned, dev, config)
-            planned = replace(planned, gamma=gamma)
-            chosen_by = "cross-validation" if dev is None else "dev"
-            if values is not None:
-                gain, interval = _judged(values, config)
-                bound = gain if config.confidence is None else interval[0]
-                better = bound > 0 or config.keep == "always"
-        else:
-            planned = replace(planned, gamma=config.gamma)
-        targets = planned.targets()
-    distances = np.linalg.norm(targets - planned.base, axis=1)
-    distances /= np.linalg.norm(planned.base, axis=1)
-    moved = int((distances > _MOVED).sum())
+    elif config.gamma is None:
+        choice = choose(index, planned, dev, config)
+        chosen_by = "cross-validation" if dev is None else "dev"
+        if choice.values is not None:
+            gain, interval = judged_gain(choice.values, config)
+            bound = gain if config.confidence is None else interval[0]
+            better = bound > 0 or config.keep == "always"
+    planned = replace(planned, gamma=choice.gamma)
+    targets = planned.targets() if targets is None else targets
+    distances = lengths_of_moves(planned.base, targets)
+    moved = int((distances > MOVED).sum())
     written = better and moved > 0 and not config.dry_run
     if written:
         folder.apply(planned, targets, index)
-    return NudgeResult(
-        gamma=planned.gamma,
+    result = NudgeResult(
+        gamma=choice.gamma,
         variant=config.variant,
-        metric=config.metric,
+        metric=config.judged_by,
         chosen_by=chosen_by,
-        curve=curve,
+        curve=choice.curve,
         queries=len(planned.query_ids),
         touched=len({row for found in planned.answers for row in found}),
         moved=moved if written or config.dry_run else 0,
-        dropped=dropped,
         gain=gain,
         interval=interval,
         written=written,
-        approximate=bool(curve) and index.approximate,
-        seconds=perf_counter() - begun,
+        approximate=bool(choice.curve) and index.approximate,
+        fingerprint=planned.fingerprint,
         distances=distances,
         folder=folder,
     )
+    untouched = folder.state is None and not config.dry_run  # so that a report can tell why
+    if folder.folder is not None and (written or untouched):
+        result.save(folder.folder / RESULT)
+    return result
 
 
-class _Queries(NamedTuple):
-    """Judging queries: unit vectors, float32 (n_queries, dimension), and relevant ids of each."""
-
-    vectors: Floats
-    relevant: Mapping[str, Sequence[str]]
-
-
-def _encoded(encoder: Encoder, dataset: RetrievalDataset) -> _Queries:
+def _encoded(encoder: Encoder, dataset: RetrievalDataset) -> Queries:
     vectors = encoder.encode_queries(list(dataset.queries.values()))
-    return _Queries(vectors, dataset.relevant_docs)
-
-
-def _base_vectors(ids: Sequence[str], index: VectorIndex, folder: StateFolder) -> Floats:
-    """Return the vectors of `ids` as no nudge has moved them, float32 (n, dimension)."""
-    vectors = index.vectors(ids)
-    if folder.state is not None:  # a dry run leaves the present nudge in place
-        for row, id_ in enumerate(ids):
-            if id_ in folder.state.rows:
-                vectors[row] = folder.state.base[folder.state.rows[id_]]
-    return vectors
-
-
-def _choose(
-    index: VectorIndex, planned: NudgeState, dev: _Queries | None, config: NudgeConfig
-) -> tuple[float, dict[float, float], NDArray[np.float64] | None]:
-    """Return the best γ, the smallest of equals; the curve; and the values per judging query.
-
-    The values are float64 (1 + n_gammas, n_queries): where nothing moves, then along the curve.
-    They are None where γ follows from no curve.
-    """
-    make = Turn if config.variant == "n" else Shift
-    gammas, metric = sorted(set(config.gammas)), config.metric
-    if config.rule == "nudge-ft":
-        gammas, metric = list(NUDGE_FT_GAMMAS), "recall@1"
-    if dev is None:
-        own = {
-            id_: [planned.document_ids[row] for row in found]
-            for id_, found in zip(planned.query_ids, planned.answers, strict=True)
-        }
-        judges = Judges(index, planned.queries, own, planned.document_ids, metric)
-        values = cross_validated(
-            judges, make, planned.base, planned.answers, [0.0, *gammas], config.folds, config.seed
-        )
-    else:
-        judges = Judges(index, dev.vectors, dev.relevant, planned.document_ids, metric)
-        moves = make.of(planned.base, planned.sums)
-        if config.rule == "nudge-ft" and isinstance(moves, Shift):
-            return judges.most_answers_first(moves), {}, None
-        values = judges.values(moves, [0.0, *gammas], range(len(dev.relevant)))
-    means = values[1:].mean(axis=1)  # (n_gammas,)
-    curve = {gamma: float(mean) for gamma, mean in zip(gammas, means, strict=True)}
-    return max(curve, key=lambda gamma: (curve[gamma], -gamma)), curve, values
-
-
-def _judged(values: NDArray[np.float64], config: NudgeConfig) -> tuple[float, tuple[float, float]]:
-    """Return the mean gain, and its interval, of queries at the γ that the other queries choose.
-
-    `values` are those of `_choose`, float64 (1 + n_gammas, n_queries). Where dev queries judge, the
-    training queries have no say: heads that were trained on them find their answers without a
-    nudge.
-    """
-    before, after = values[0], values[1:]
-    n_queries = len(before)
-    order = np.random.default_rng(config.seed).permutation(n_queries)
-    gains = np.zeros(n_queries)
-    for fold in range(min(config.folds, n_queries)):
-        judging = order[fold :: config.folds]
-        others = np.setdiff1d(order, judging)
-        means = after[:, others if len(others) else judging].mean(axis=1)  # (n_gammas,)
-        gains[judging] = after[int(means.argmax()), judging] - before[judging]
-    return float(gains.mean()), mean_interval(gains, config.confidence or 0.95, config.seed)
-
-
-def _reference(
-    index: VectorIndex,
-    planned: NudgeState,
-    dev: _Queries | None,
-    gamma: float | None,
-) -> tuple[float, Floats]:
-    """Return γ and the targets as `nudge-ft` computes them, float32 (n_touched, dimension)."""
-    from nudge import NUDGEM, NUDGEN
-
-    assert dev is not None, "checked before anything was read"
-    relevant = [id_ for found in dev.relevant.values() for id_ in found]
-    inside = list(dict.fromkeys([*planned.document_ids, *relevant]))
-    rows = {id_: row for row, id_ in enumerate(inside)}
-    outside = [id_ for batch in index.ids() for id_ in batch if id_ not in rows]
-    solver = NUDGEN("cpu") if planned.variant == "n" else NUDGEM("cpu")
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports to standard output
-        vectors = solver.finetune_embeddings(
-            index.vectors(inside),
-            {"q_embs": planned.queries, "q_ans_indx": planned.answers},
-            {
-                "q_embs": dev.vectors,
-                "q_ans_indx": [[rows[id_] for id_ in found] for found in dev.relevant.values()],
-            },
-            nontrain_embeddings=index.vectors(outside) if outside else None,
-            gamma=gamma,
-        )[: len(planned.base)]
-    length = np.linalg.norm(planned.base, axis=1, keepdims=True)
-    moves = np.linalg.norm(vectors - planned.base / length, axis=1)  # (n_touched,)
-    if gamma is None:  # it does not tell: γ bounds the squared move under "n", the move under "m"
-        furthest = float(moves.max())
-        gamma = furthest**2 if planned.variant == "n" else furthest
-    return gamma, vectors if planned.variant == "m" else vectors * length
+    return Queries(vectors, dataset.relevant_docs)
 
 
 def _check_variant(metric: Metric, variant: Variant) -> None:

@@ -1,17 +1,86 @@
 """Choosing γ: how every γ would rank the questions that judge it."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nexus_integrations.evaluation import metric_depth, score_rankings
+from nexus_integrations.evaluation import mean_interval, metric_depth, score_rankings
+from nexus_integrations.nudge.config import NudgeConfig
 from nexus_integrations.nudge.solver import Shift, Turn, most_answers_first, query_sums, rankings
+from nexus_integrations.nudge.state import NudgeState
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.protocols import Floats, Metric, VectorIndex
 
 _QUERY_BATCH = 256
 _SEARCH_BATCH = 1024  # a pass over the corpus each
+
+
+class Queries(NamedTuple):
+    """Judging queries: unit vectors, float32 (n_queries, dimension), and relevant ids of each."""
+
+    vectors: Floats
+    relevant: Mapping[str, Sequence[str]]
+
+
+class Choice(NamedTuple):
+    """A γ, and the curve that it is the best of.
+
+    `values` are float64 (1 + n_gammas, n_queries): per judging query the metric where nothing
+    moves, then along the curve. None, with an empty curve, where γ follows from no curve.
+    """
+
+    gamma: float
+    curve: dict[float, float]
+    values: NDArray[np.float64] | None
+
+
+def choose(
+    index: VectorIndex, planned: NudgeState, dev: Queries | None, config: NudgeConfig
+) -> Choice:
+    """Return the γ with the best mean, the smallest of equals."""
+    make = Turn if planned.variant == "n" else Shift
+    gammas, metric = config.grid, config.judged_by
+    if dev is None:
+        own = {
+            id_: [planned.document_ids[row] for row in found]
+            for id_, found in zip(planned.query_ids, planned.answers, strict=True)
+        }
+        judges = Judges(index, planned.queries, own, planned.document_ids, metric)
+        values = cross_validated(
+            judges, make, planned.base, planned.answers, [0.0, *gammas], *config.splits
+        )
+    else:
+        judges = Judges(index, dev.vectors, dev.relevant, planned.document_ids, metric)
+        moves = make.of(planned.base, planned.sums)
+        if config.rule == "nudge-ft" and isinstance(moves, Shift):
+            return Choice(judges.most_answers_first(moves), {}, None)
+        values = judges.values(moves, [0.0, *gammas], range(len(dev.relevant)))
+    means = values[1:].mean(axis=1)  # (n_gammas,)
+    curve = {gamma: float(mean) for gamma, mean in zip(gammas, means, strict=True)}
+    return Choice(max(curve, key=lambda gamma: (curve[gamma], -gamma)), curve, values)
+
+
+def judged_gain(
+    values: NDArray[np.float64], config: NudgeConfig
+) -> tuple[float, tuple[float, float]]:
+    """Return the mean gain, and its interval, of queries at the γ that the other queries choose.
+
+    `values` are those of a `Choice`. Where dev queries judge, the training queries have no say:
+    heads that were trained on them find their answers without a nudge.
+    """
+    before, after = values[0], values[1:]
+    n_queries = len(before)
+    folds, seed = config.splits
+    order = np.random.default_rng(seed).permutation(n_queries)
+    gains = np.zeros(n_queries)
+    for fold in range(min(folds, n_queries)):
+        judging = order[fold::folds]
+        others = np.setdiff1d(order, judging)
+        means = after[:, others if len(others) else judging].mean(axis=1)  # (n_gammas,)
+        gains[judging] = after[int(means.argmax()), judging] - before[judging]
+    return float(gains.mean()), mean_interval(gains, config.confidence or 0.95, seed)
 
 
 class Judges:

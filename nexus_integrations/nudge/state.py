@@ -1,26 +1,15 @@
-"""The durable record of what a nudge moved, from which it is finished, undone or done again.
+"""What a nudge is: base vectors, questions, γ. Everything else follows from it.
 
-A state folder holds `state.json`, one safetensors file that it names, and, where questions were
-observed since, a journal of theirs that belongs to this `state.json` alone. A new state is written
-under new names first and `state.json` is replaced in one step, so that a folder is always one whole
-state: the old or the new one. It holds ids, hashes and vectors, never text.
+It holds ids, hashes and vectors, never text.
 """
 
-import base64
-import contextlib
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from nexus_integrations.nudge.solver import Shift, Turn, query_sums
 from nexus_integrations.protocols import Floats
@@ -29,10 +18,6 @@ Variant = Literal["n", "m"]
 # "applying" and "undoing" are on disk before the store is written: found on opening, they mean that
 # the store may hold either vector of any document.
 Phase = Literal["applying", "applied", "undoing"]
-
-_FILE = "state.json"
-_FORMAT = "nexus-nudge-state"
-_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +56,12 @@ class NudgeState:
     answers: list[list[int]] = field(repr=False)
     base: Floats = field(repr=False)
     queries: Floats = field(repr=False)
+    observed_ids: list[str] = field(default_factory=list, repr=False)
+    """The questions that were observed in use: nudging again keeps them."""
+    store: str = ""
+    """The identity of the store, where it has one."""
+    previous: Floats | None = field(default=None, repr=False)
+    """What the store held before the write that is under way, float32 (n_documents, dimension)."""
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -112,6 +103,7 @@ class NudgeState:
             state,
             query_ids=[*self.query_ids, *(new.query_id for new in observations)],
             queries=np.concatenate([self.queries, *(new.query[None] for new in observations)]),
+            observed_ids=[*self.observed_ids, *(new.query_id for new in observations)],
             answers=[*self.answers, *([state.rows[new.document_id]] for new in observations)],
         )
 
@@ -122,6 +114,7 @@ class NudgeState:
             query_ids=[self.query_ids[number] for number in kept],
             queries=self.queries[list(kept)],
             answers=[self.answers[number] for number in kept],
+            observed_ids=self._observed_among(kept),
         )
 
     def with_documents(self, kept: Sequence[int]) -> "NudgeState":
@@ -134,10 +127,21 @@ class NudgeState:
             document_ids=[self.document_ids[row] for row in kept],
             content_sha256=[self.content_sha256[row] for row in kept],
             base=self.base[list(kept)],
+            previous=None if self.previous is None else self.previous[list(kept)],
             query_ids=[self.query_ids[number] for number in queries],
             queries=self.queries[queries],
             answers=[answers[number] for number in queries],
+            observed_ids=self._observed_among(queries),
         )
+
+    def settled(self) -> "NudgeState":
+        """Return the state once the store holds it: documents without a question drop out."""
+        busy = sorted({row for found in self.answers for row in found})
+        return replace(self.with_documents(busy), phase="applied", previous=None)
+
+    def _observed_among(self, kept: Sequence[int]) -> list[str]:
+        observed = set(self.observed_ids)
+        return [self.query_ids[number] for number in kept if self.query_ids[number] in observed]
 
     def _moved(self, base: Floats, sums: Floats) -> Floats:
         idle = ~sums.any(axis=1, keepdims=True)
@@ -149,237 +153,6 @@ class NudgeState:
         return np.where(idle, base, moved)
 
 
-class StateFiles:
-    """The files of one state folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        # The names of the files that belong to `state.json`; both None when there is none.
-        self._vectors: str | None = None
-        self._journal: str | None = None
-
-    def signature(self) -> object:
-        """Return what changes whenever the state on disk does; None when there is no state."""
-        found = []
-        for path in (self.folder / _FILE, *sorted(self.folder.glob("observed-*.jsonl"))):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            found.append((path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-        return tuple(found) or None
-
-    def write(self, state: NudgeState) -> None:
-        """Make `state` the folder's state, synced to disk before the call returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = save({"base": state.base, "queries": state.queries})
-        digest = hashlib.sha256(tensors).hexdigest()
-        name = f"vectors-{digest[:16]}.safetensors"
-        if not (self.folder / name).exists():
-            _write_synced(self.folder, name, tensors)
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "phase": state.phase,
-            "variant": state.variant,
-            "gamma": state.gamma,
-            "metric": state.metric,
-            "fingerprint": state.fingerprint,
-            "vectors": name,
-            "vectors_sha256": digest,
-            "document_ids": state.document_ids,
-            "content_sha256": state.content_sha256,
-            "query_ids": state.query_ids,
-            "answers": state.answers,
-        }
-        content["sha256"] = seal = _digest_of(content)
-        _write_synced(self.folder, _FILE, json.dumps(content, ensure_ascii=False).encode())
-        self._vectors, self._journal = name, _journal(seal)
-        self.sweep()
-
-    def append(self, observation: Observation) -> None:
-        """Add one observation to the journal, synced to disk before the call returns.
-
-        When that fails the journal is as it was.
-        """
-        assert self._journal is not None, "observations belong to a state"
-        line = json.dumps(
-            {
-                "query_id": observation.query_id,
-                "document_id": observation.document_id,
-                "content_sha256": observation.content_sha256,
-                "query": _encoded(observation.query),
-                "base": None if observation.base is None else _encoded(observation.base),
-            },
-            ensure_ascii=False,
-        ).encode()
-        path = self.folder / self._journal
-        whole = _whole_lines(path)
-        try:
-            with path.open("ab") as file:
-                file.truncate(whole)  # a line that was never finished
-                file.write(line + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            if not whole:
-                _sync_folder(self.folder)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.truncate(path, whole)
-            raise
-
-    def read(self) -> tuple[NudgeState | None, str | None]:
-        """Return the folder's state, or None, and the document of its journal's last observation.
-
-        Raises `ValueError` for a state that is damaged, was altered, or has another format.
-        """
-        path = self.folder / _FILE
-        if not path.exists():
-            self._vectors = self._journal = None
-            return None, None
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT or content["version"] != _VERSION:
-                raise ValueError(
-                    f"{path} has format {content['format']} {content['version']}, expected "
-                    f"{_FORMAT} {_VERSION}"
-                )
-            digest = content.pop("sha256")
-            if digest != _digest_of(content):
-                raise ValueError(f"{path} was altered: its SHA-256 differs")
-            data = (self.folder / content["vectors"]).read_bytes()
-            if hashlib.sha256(data).hexdigest() != content["vectors_sha256"]:
-                raise ValueError(
-                    f"{self.folder / content['vectors']} was altered: its SHA-256 differs"
-                )
-            tensors = load(data)
-            state = NudgeState(
-                base=tensors["base"],
-                queries=tensors["queries"],
-                **{name: content[name] for name in _FIELDS},
-            )
-            if len(state.base) != len(state.document_ids) or len(state.queries) != len(
-                state.answers
-            ):
-                raise ValueError(f"the nudge state in {self.folder} is damaged: parts do not fit")
-            observations = self._observations(_journal(digest))
-            state = state.with_observations(observations)
-        except (
-            *(KeyError, TypeError, AttributeError, OSError),
-            *(json.JSONDecodeError, UnicodeDecodeError, SafetensorError),
-        ) as error:
-            raise ValueError(f"the nudge state in {self.folder} is damaged: {error!r}") from None
-        self._vectors, self._journal = content["vectors"], _journal(digest)
-        return state, observations[-1].document_id if observations else None
-
-    def remove(self) -> None:
-        """Remove the state: first the file that makes it one."""
-        (self.folder / _FILE).unlink()
-        _sync_folder(self.folder)
-        self._vectors = self._journal = None
-        self.sweep()
-
-    def _observations(self, journal: str) -> list[Observation]:
-        path = self.folder / journal
-        if not path.exists():
-            return []
-        found = []
-        # A line without its end was being written when the process died: nothing followed from it.
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            row = json.loads(line)
-            found.append(
-                Observation(
-                    query_id=row["query_id"],
-                    document_id=row["document_id"],
-                    content_sha256=row["content_sha256"],
-                    query=_decoded(row["query"]),
-                    base=None if row["base"] is None else _decoded(row["base"]),
-                )
-            )
-        return found
-
-    def sweep(self) -> None:
-        """Remove what belongs to earlier states, drafts of interrupted writes included."""
-        kept = {self._vectors, self._journal}
-        patterns = ("vectors-*.safetensors", "observed-*.jsonl", ".vectors-*", f".{_FILE}-*")
-        for pattern in patterns:
-            for path in self.folder.glob(pattern):
-                if path.name not in kept:
-                    path.unlink(missing_ok=True)
-
-
-_FIELDS = (
-    "phase",
-    "variant",
-    "gamma",
-    "metric",
-    "fingerprint",
-    "document_ids",
-    "content_sha256",
-    "query_ids",
-    "answers",
-)
-
-
 def content_hashes(texts: Sequence[str]) -> list[str]:
     """Return the SHA-256 of each text, in hex."""
     return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
-
-
-def _journal(digest: str) -> str:
-    """The journal's name follows from what `state.json` holds, so that a new state has none yet.
-
-    It cannot follow from the vectors alone: forgetting what was observed brings old ones back.
-    """
-    return f"observed-{digest[:16]}.jsonl"
-
-
-def _whole_lines(path: Path) -> int:
-    """Return the length of a journal up to the end of its last finished line, 0 without a file."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return 0
-        file.seek(size - 1)
-        if file.read() == b"\n":
-            return size
-    return path.read_bytes().rfind(b"\n") + 1
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _encoded(vector: Floats) -> str:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def _decoded(text: str) -> Floats:
-    return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
-
-
-def _write_synced(folder: Path, name: str, data: bytes) -> None:
-    """Replace a file in one step: whoever reads it sees the old content or the new one."""
-    handle, draft = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, folder / name)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names survive a power cut; Windows has no such call and needs none."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -9,15 +9,12 @@ from pathlib import Path
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.evaluation import Comparison, Evaluation, compare
-from nexus_integrations.nudge.apply import NudgeResult
-from nexus_integrations.nudge.life import StateFolder
-from nexus_integrations.nudge.record import NudgeRecord
-from nexus_integrations.nudge.state import NudgeState
+from nexus_integrations.nudge import NudgeResult, NudgeState, StateFolder
 from nexus_integrations.protocols import VectorIndex
 from nexus_integrations.report.moves import Moves, file_hashes
 from nexus_integrations.training.result import FinetuneResult
 
-__all__ = ["Moves", "NudgeRecord", "Report"]
+__all__ = ["Moves", "Report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +32,7 @@ class Report:
 
     stages: Mapping[str, Evaluation]
     training: FinetuneResult | None = None
-    nudge: NudgeRecord | None = None
+    nudge: NudgeResult | None = None
     moves: Moves | None = None
     learning_curve: Mapping[int, Comparison] = field(default_factory=dict)
     artefacts: Mapping[str, str] = field(default_factory=dict)
@@ -70,12 +67,11 @@ class Report:
         the saved encoder's, is listed. Raises `ValueError` as the class does, and for a
         `StateFolder` that holds no nudge.
         """
-        last = list(stages.values())[-1:]
-        record, state = _nudged(nudged, last[0].fingerprint if last else "")
+        record, state = _nudged(nudged)
         return cls(
             stages=dict(stages),
             training=finetuned,
-            nudge=record if state is None else NudgeRecord.of_state(state, record),
+            nudge=record if state is None else NudgeResult.of_state(state, record),
             moves=None if state is None else Moves.of(state, index),
             learning_curve=learning_curve or {},
             artefacts=file_hashes(folders),
@@ -126,15 +122,15 @@ class Report:
 
 
 def _nudged(
-    nudged: NudgeResult | StateFolder | None, fingerprint: str
-) -> tuple[NudgeRecord | None, NudgeState | None]:
+    nudged: NudgeResult | StateFolder | None,
+) -> tuple[NudgeResult | None, NudgeState | None]:
     """Return what is told of a nudge, and its state where it is in place."""
     if nudged is None:
         return None, None
     if isinstance(nudged, NudgeResult):
-        record = NudgeRecord.of(nudged, fingerprint)
-        return record, nudged.folder.state if nudged.written else None
-    told = None if nudged.folder is None else NudgeRecord.load(nudged.folder)
+        folder = nudged.folder if nudged.written else None
+        return nudged, None if folder is None else folder.state
+    told = None if nudged.folder is None else NudgeResult.of_folder(nudged.folder)
     if nudged.state is None and (told is None or told.written):
         raise ValueError(f"{nudged.folder} holds no nudge: it was undone, or there was none")
     return told, nudged.state

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nexus_integrations.files import sha256_of
-from nexus_integrations.nudge.record import MOVED, lengths_of_moves
+from nexus_integrations.nudge.result import MOVED, lengths_of_moves
 from nexus_integrations.nudge.state import NudgeState
 from nexus_integrations.protocols import Floats, VectorIndex
 

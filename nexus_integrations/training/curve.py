@@ -9,7 +9,7 @@ from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import Comparison, Evaluation, compare, evaluate
 from nexus_integrations.index.memory import MemoryIndex
-from nexus_integrations.nudge.apply import NudgeConfig, nudge_index
+from nexus_integrations.nudge import NudgeConfig, nudge_index
 from nexus_integrations.protocols import VectorIndex
 from nexus_integrations.retrievers import DenseRetriever
 from nexus_integrations.training.config import FinetuneConfig

@@ -160,7 +160,7 @@ class Judging:
         for number, part in enumerate(parts):
             others = [c for n, c in enumerate(curves) if n != number] or curves
             overlay = Overlay(part.index)
-            fixed = NudgeConfig(gamma=_best_gamma(others), keep="always")
+            fixed = NudgeConfig(gamma=_best_gamma(others))
             nudge_index(overlay, part.encoder, part.rest, config=fixed)
             moved.append(replace(part, index=overlay))
         return _best_gamma(curves), moved

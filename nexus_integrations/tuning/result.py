@@ -7,7 +7,7 @@ from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.evaluation import Evaluation
 from nexus_integrations.lexical import LexicalIndex
 from nexus_integrations.nudge import StateFolder
-from nexus_integrations.nudge.state import StateFiles
+from nexus_integrations.nudge.state_files import StateFiles
 from nexus_integrations.protocols import Encoder, VectorIndex
 from nexus_integrations.records import Record
 from nexus_integrations.retrievers import DenseRetriever, HybridRetriever

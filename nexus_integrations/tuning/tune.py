@@ -78,7 +78,7 @@ def tune(
     if "heads" in kept:
         tuned = with_query_head(encoder, job.head(train, dev, last=True))
     if "nudge" in kept:
-        fixed = NudgeConfig(gamma=verdict.gamma, keep="always")
+        fixed = NudgeConfig(gamma=verdict.gamma)
         nudge_index(index, tuned, questions, config=fixed, state_dir=state)
     if lexical is not None and "questions" in kept:
         lexical.learn(questions.queries, questions.relevant_docs)
