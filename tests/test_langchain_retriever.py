@@ -25,8 +25,9 @@ from test_langchain_stores import (
     store_of,  # noqa: F401
 )
 
-from nexus_integrations import evaluate
-from nexus_integrations.langchain import NexusRetriever, as_dataset, index_words
+from nexus_integrations import FinetuneConfig, evaluate
+from nexus_integrations.langchain import NexusEmbeddings, NexusRetriever, as_dataset, index_words
+from nexus_integrations.tuning import TuneConfig
 
 SECRETS = [f"alpha budget of ministry {number}" for number in range(130)]
 # The question's vector is that of the weather; its words are those of the secrets, and, one of
@@ -227,3 +228,27 @@ def test_settings_are_checked(store):
     ):
         with pytest.raises(ValueError, match=match):
             NexusRetriever(vectorstore=store, lexical=words, **settings)
+
+
+@pytest.mark.model
+def test_tune(encoder, clinic, tmp_path):
+    """One call fits all from the store's own objects; a folder opens again; undo puts back."""
+    train, dev, test = (
+        part.subset(list(part.queries)[:size])
+        for part, size in zip(clinic, (80, 20, 30), strict=True)
+    )
+    store = InMemoryVectorStore(NexusEmbeddings())
+    store.add_documents([Document(id=i, page_content=text) for i, text in train.corpus.items()])
+    before = evaluate(store.as_retriever(search_kwargs={"k": 10}), test)
+    config = TuneConfig(
+        heads=FinetuneConfig(dendrites=0, epochs=2), folds=2, weights=(0.0, 0.5, math.inf)
+    )
+    folder = tmp_path / "tuned"
+    retriever = NexusRetriever.tune(store, train, dev, config, folder=folder)
+    after = evaluate(retriever, test)
+    assert after.metrics["ndcg@10"] > before.metrics["ndcg@10"]
+    for again in (NexusRetriever.load(folder, store), pickle.loads(pickle.dumps(retriever))):
+        assert evaluate(again, test).hits.ids == after.hits.ids
+    retriever.result.undo()
+    again = evaluate(store.as_retriever(search_kwargs={"k": 10}), test)
+    assert again.hits.ids == before.hits.ids

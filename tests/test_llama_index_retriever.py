@@ -31,9 +31,15 @@ from test_llama_index_stores import (
     store_of,  # noqa: F401
 )
 
-from nexus_integrations import RetrievalDataset, evaluate
+from nexus_integrations import FinetuneConfig, RetrievalDataset, evaluate
 from nexus_integrations.lexical import LexicalIndex
-from nexus_integrations.llama_index import NexusRetriever, index_words
+from nexus_integrations.llama_index import (
+    NexusEmbedding,
+    NexusRetriever,
+    dataset_from_nodes,
+    index_words,
+)
+from nexus_integrations.tuning import TuneConfig
 
 SECRETS = [f"alpha budget of ministry {number}" for number in range(130)]
 # The question's vector is that of the weather; its words are those of the secrets, and, one of
@@ -207,3 +213,47 @@ def test_an_index_opened_again(store_of):  # noqa: F811
         index.vector_store, embed_model=TableEmbedding(TABLE), storage_context=context
     )
     assert texts(NexusRetriever(again, words, weight=0.5))[0] == "weather report"
+
+
+@pytest.mark.model
+def test_tune(encoder, clinic, tmp_path):
+    """One call fits all from the index's own objects; a folder opens again; undo puts back."""
+    train, dev, test = (
+        part.subset(list(part.queries)[:size])
+        for part, size in zip(clinic, (80, 20, 30), strict=True)
+    )
+    texts = [TextNode(id_=id_, text=text) for id_, text in train.corpus.items()]
+    index = VectorStoreIndex(texts, embed_model=NexusEmbedding())
+    before = evaluate(index.as_retriever(similarity_top_k=10), test)
+    config = TuneConfig(
+        heads=FinetuneConfig(dendrites=0, epochs=2), folds=2, weights=(0.0, 0.5, math.inf)
+    )
+    folder = tmp_path / "tuned"
+    retriever = NexusRetriever.tune(index, train, dev, config, folder=folder)
+    assert {stage.name for stage in retriever.result.stages} >= {"heads", "nudge", "weight"}
+    after = evaluate(retriever, test)
+    assert after.metrics["ndcg@10"] > before.metrics["ndcg@10"]
+    for again in (NexusRetriever.load(folder, index), pickle.loads(pickle.dumps(retriever))):
+        assert evaluate(again, test).hits.ids == after.hits.ids
+    assert retriever.result.undo()["vectors"] == sum(
+        stage.kept and len({d for r in (train, dev) for f in r.relevant_docs.values() for d in f})
+        for stage in retriever.result.stages
+        if stage.name == "nudge"
+    )
+    assert evaluate(index.as_retriever(similarity_top_k=10), test).hits.ids == before.hits.ids
+
+
+def test_tune_without_words(table_encoder):
+    """Vectors alone: no lexical index is made, and the retriever needs none."""
+    vectors = {f"t{n}": (1, n) for n in range(12)}
+    questions = {f"q{n}": (1, n + 0.1) for n in range(12)}
+    embed_model = NexusEmbedding.from_encoder(table_encoder({**vectors, **questions}))
+    nodes = [TextNode(id_=text, text=text) for text in vectors]
+    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    train = dataset_from_nodes([(f"q{n}", f"t{n}") for n in range(12)], nodes)
+    config = TuneConfig(heads=None, words=False, questions=False)
+    retriever = NexusRetriever.tune(index, train, config=config, similarity_top_k=2)
+    assert (retriever.result.lexical, retriever.result.weight) == (None, 0.0)
+    assert texts(retriever, "q3") == ["t3", "t4"]
+    retriever.filters = only("public")
+    assert texts(retriever, "q3") == []

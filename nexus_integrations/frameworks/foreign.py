@@ -33,8 +33,14 @@ class ForeignEncoder:
         settings: Mapping[str, Any],
         embed_query: Callable[[str], Sequence[float]],
         embed_documents: Callable[[list[str]], Sequence[Sequence[float]]],
+        dimension: int | None = None,
     ) -> None:
-        """Take the model, its settings by name and its two functions; nothing is embedded yet."""
+        """Take the model, its settings by name and its two functions; nothing is embedded yet.
+
+        Without `dimension` it is learned, once, by embedding one word.
+        """
+        if dimension is not None:
+            self.dimension = dimension
         self._embed_query = embed_query
         self._embed_documents = embed_documents
         plain = {
@@ -46,7 +52,7 @@ class ForeignEncoder:
 
     @cached_property
     def dimension(self) -> int:
-        """The length of a vector, learned once by embedding one word."""
+        """The length of a vector."""
         return len(self._embed_query("dimension"))
 
     @cached_property

@@ -1,5 +1,6 @@
 """Vectors and words over a framework's own store, with the store's own metadata filters."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,10 +8,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from nexus_integrations.data import RetrievalDataset
+from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.lexical import LexicalIndex
 from nexus_integrations.protocols import Encoder, Floats, Hits, Metric, VectorIndex
-from nexus_integrations.retrievers.hybrid import HybridRetriever, Match
+from nexus_integrations.retrievers import DenseRetriever, HybridRetriever, Match
+from nexus_integrations.tuning import TuneConfig, TuneResult, tune
+from nexus_integrations.tuning.result import WORDS, retriever_of
 
 Item = TypeVar("Item")
 
@@ -144,14 +149,15 @@ class StoreSearch(Generic[Item]):
         self,
         index: VectorIndex,
         encoder: Encoder,
-        words: Words,
+        words: Words | None,
         passages: Passages[Item],
         settings: tuple[object, object, float],
     ) -> None:
         """Open all of it; `settings` are the framework's store and model, and the words' weight."""
         self._passages = passages
         self._settings = settings
-        self._retriever = HybridRetriever(index, encoder, words.get(), weight=settings[-1])
+        lexical = None if words is None else words.get()
+        self._retriever = retriever_of(index, encoder, lexical, settings[-1])
 
     def is_of(self, settings: tuple[object, object, float]) -> bool:
         """Tell whether it was opened for these settings, none of which was changed since."""
@@ -163,13 +169,55 @@ class StoreSearch(Generic[Item]):
         Raises `ValueError` for k < 1, and `NotImplementedError` for filters that the store does not
         apply.
         """
-        retriever = self._retriever
-        if filters is not None:
-            retriever = retriever.within(Filtered(retriever.index, self._passages, filters))
-        (matches,) = retriever.matches([text], k)
+        matches = self._matches(text, k, filters)
         items = self._passages.items([match.id for match in matches])
         # A passage that was deleted meanwhile is left out.
         return [(items[match.id], match) for match in matches if match.id in items]
+
+    def _matches(self, text: str, k: int, filters: Any) -> list[Match]:
+        retriever = self._retriever
+        if isinstance(retriever, HybridRetriever):
+            if filters is not None:
+                retriever = retriever.within(Filtered(retriever.index, self._passages, filters))
+            return retriever.matches([text], k)[0]
+        if filters is not None:
+            view = Filtered(retriever.index, self._passages, filters)
+            retriever = DenseRetriever(view, retriever.encoder)
+        hits = retriever.search([text], k)
+        scores = hits.similarities[0].tolist()
+        return [
+            Match(id_, score, score, math.nan, math.nan)
+            for id_, score in zip(hits.ids[0], scores, strict=False)
+        ]
+
+
+def tune_store(
+    index: VectorIndex,
+    encoder: Encoder,
+    passages: Passages[Any],
+    train: RetrievalDataset,
+    dev: RetrievalDataset | None,
+    config: TuneConfig | None,
+    *,
+    lexical: LexicalIndex | None,
+    folder: str | Path | None,
+    test: RetrievalDataset | None,
+) -> TuneResult:
+    """Tune over a store, whose own texts are the words where none are given; save to `folder`.
+
+    With an encoder that cannot be saved the folder holds what undoes the tuning, and no more.
+    """
+    config = config or TuneConfig()
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if config.words and lexical is None:
+        words = None if folder is None else folder / WORDS
+        lexical = words_of(index, passages, words, config.language)
+    result = tune(index, encoder, train, dev, config, lexical=lexical, state_dir=folder, test=test)
+    if folder is not None and isinstance(result.encoder, DendriticEncoder):
+        result.save(folder)
+    return result
 
 
 def words_of(

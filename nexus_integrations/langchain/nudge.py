@@ -99,6 +99,11 @@ def encoder_of(embeddings: Embeddings) -> Encoder:
 
 def through(embeddings: Embeddings) -> ForeignEncoder:
     """Return an `Encoder` that embeds by the model's own methods, with its cache and its events."""
+    own = embeddings.encoder if isinstance(embeddings, NexusEmbeddings) else None
     return ForeignEncoder(
-        embeddings, vars(embeddings), embeddings.embed_query, embeddings.embed_documents
+        embeddings,
+        vars(embeddings),
+        embeddings.embed_query,
+        embeddings.embed_documents,
+        None if own is None else own.dimension,
     )

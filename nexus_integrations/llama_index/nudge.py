@@ -209,9 +209,11 @@ def encoder_of(embed_model: BaseEmbedding) -> Encoder:
 
 def through(embed_model: BaseEmbedding) -> ForeignEncoder:
     """Return an `Encoder` that embeds by the model's own methods, with its cache and its events."""
+    own = embed_model.encoder if isinstance(embed_model, NexusEmbedding) else None
     return ForeignEncoder(
         embed_model,
-        embed_model.to_dict(),
+        embed_model.to_dict() if own is None else {},
         embed_model.get_query_embedding,
         embed_model.get_text_embedding_batch,
+        None if own is None else own.dimension,
     )

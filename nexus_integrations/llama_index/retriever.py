@@ -10,11 +10,17 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 
-from nexus_integrations.frameworks.retriever import StoreSearch, Words, words_of
+from nexus_integrations.data import QADataset, RetrievalDataset
+from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.frameworks.retriever import StoreSearch, Words, tune_store, words_of
 from nexus_integrations.lexical import LexicalIndex
+from nexus_integrations.llama_index.data import as_dataset
+from nexus_integrations.llama_index.embedding import NexusEmbedding
 from nexus_integrations.llama_index.index import open_index
-from nexus_integrations.llama_index.nudge import through
+from nexus_integrations.llama_index.nudge import encoder_of, through
 from nexus_integrations.llama_index.passages import NodePassages
+from nexus_integrations.tuning import TuneConfig, TuneResult
+from nexus_integrations.tuning.result import ENCODER
 
 
 class NexusRetriever(BaseRetriever):
@@ -28,7 +34,7 @@ class NexusRetriever(BaseRetriever):
     def __init__(
         self,
         index: VectorStoreIndex,
-        lexical: LexicalIndex | str | Path,
+        lexical: LexicalIndex | str | Path | None,
         *,
         weight: float = 1.0,
         embed_model: BaseEmbedding | None = None,
@@ -38,11 +44,11 @@ class NexusRetriever(BaseRetriever):
     ) -> None:
         """Join an index and the words of the same nodes (see `index_words`), or their folder.
 
-        `weight` is that of the words: at 0 they are not asked, at infinity the vectors are not.
-        `embed_model` embeds the questions; by default the index's own does. What `kwargs` holds is
-        for LlamaIndex's `BaseRetriever`. The first retrieval raises what `open_index`,
-        `LexicalIndex` and `HybridRetriever` raise, and `NotImplementedError` for filters over a
-        store that applies none.
+        None searches by vectors alone. `weight` is that of the words: at 0 they are not asked, at
+        infinity the vectors are not. `embed_model` embeds the questions; by default the index's own
+        does. `kwargs` are those of LlamaIndex's `BaseRetriever`. The first retrieval raises what
+        `open_index`, `LexicalIndex` and `HybridRetriever` raise, and `NotImplementedError` for
+        filters over a store that applies none.
         """
         super().__init__(**kwargs)
         self.index = index
@@ -50,8 +56,78 @@ class NexusRetriever(BaseRetriever):
         self.embed_model = embed_model or index._embed_model
         self.similarity_top_k = similarity_top_k
         self.filters = filters
-        self._words = Words(lexical)
+        self.result: TuneResult | None = None
+        """What `tune` did, or found in a folder by `load`; it does not travel in a pickle."""
+        self._words = None if lexical is None else Words(lexical)
         self._search: StoreSearch[Any] | None = None
+
+    @classmethod
+    def tune(
+        cls,
+        index: VectorStoreIndex,
+        train: RetrievalDataset | QADataset,
+        dev: RetrievalDataset | QADataset | None = None,
+        config: TuneConfig | None = None,
+        *,
+        embed_model: BaseEmbedding | None = None,
+        lexical: LexicalIndex | None = None,
+        folder: str | Path | None = None,
+        test: RetrievalDataset | QADataset | None = None,
+        **settings: Any,
+    ) -> "NexusRetriever":
+        """Fit heads, NUDGE, learned words and the weight to questions; return the retriever.
+
+        Each is kept only where it helps questions that did not choose it: `retriever.result` tells,
+        and undoes it. Without `lexical` the words are the store's own texts. In `folder` lies what
+        undoes the tuning and, for a `NexusEmbedding`, all that `load` opens again. Raises what
+        `open_index` and `nexus_integrations.tuning.tune` raise.
+        """
+        embed_model = embed_model or index._embed_model
+        result = tune_store(
+            open_index(index),
+            encoder_of(embed_model),
+            NodePassages(index),
+            as_dataset(train),
+            None if dev is None else as_dataset(dev),
+            config,
+            lexical=lexical,
+            folder=folder,
+            test=None if test is None else as_dataset(test),
+        )
+        return cls._of(result, index, embed_model, folder, settings)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        index: VectorStoreIndex,
+        *,
+        embed_model: NexusEmbedding | None = None,
+        **settings: Any,
+    ) -> "NexusRetriever":
+        """Open what `tune` saved to `folder`, over the index that it tuned.
+
+        `embed_model` says how the tuned model runs. Raises what `TuneResult.load` raises.
+        """
+        result = TuneResult.load(folder, open_index(index))
+        return cls._of(result, index, embed_model or NexusEmbedding(), folder, settings)
+
+    @classmethod
+    def _of(
+        cls,
+        result: TuneResult,
+        index: VectorStoreIndex,
+        embed_model: BaseEmbedding,
+        folder: str | Path | None,
+        settings: dict[str, Any],
+    ) -> "NexusRetriever":
+        if isinstance(embed_model, NexusEmbedding) and isinstance(result.encoder, DendriticEncoder):
+            saved = None if folder is None else Path(folder) / ENCODER
+            embed_model = embed_model.with_encoder(result.encoder, saved)
+        weight = result.weight
+        made = cls(index, result.lexical, weight=weight, embed_model=embed_model, **settings)
+        made.result = result
+        return made
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         settings = (self.index, self.embed_model, self.weight)
@@ -71,7 +147,7 @@ class NexusRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_search": None}  # made anew where it is unpickled
+        return {**vars(self), "_search": None, "result": None}  # made anew where it is unpickled
 
 
 def index_words(
