@@ -1,7 +1,7 @@
 """The vectors of LangChain's stores as a `VectorIndex`, each over the store's native handle."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
@@ -83,25 +83,11 @@ class _UnitRows:
     def __init__(self, index: VectorIndex) -> None:
         self._index = index
 
-    @property
-    def dimension(self) -> int:
-        return self._index.dimension
-
-    @property
-    def approximate(self) -> bool:
-        return self._index.approximate
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
 
     def __len__(self) -> int:
         return len(self._index)
-
-    def missing(self, ids: Sequence[str]) -> set[str]:
-        return self._index.missing(ids)
-
-    def ids(self, batch_size: int = 10_000) -> Iterator[list[str]]:
-        return self._index.ids(batch_size)
-
-    def vectors(self, ids: Sequence[str]) -> Floats:
-        return self._index.vectors(ids)
 
     def search(self, queries: Floats, k: int) -> Hits:
         hits = self._index.search(_unit(queries), k)
@@ -126,7 +112,7 @@ def _faiss(store: Any) -> VectorIndex:
 
     # Its strategy COSINE builds an L2 index: the metric is the index's own.
     index = FaissIndex(store.index, store.index_to_docstore_id)
-    return _UnitRows(index) if store._normalize_L2 else index
+    return cast(VectorIndex, _UnitRows(index)) if store._normalize_L2 else index
 
 
 def _chroma(store: Any) -> VectorIndex:
