@@ -14,6 +14,7 @@ from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.extras import extra
 from nexus_integrations.jobs.inputs import find_inputs
 from nexus_integrations.jobs.plan import Plan, make_plan
+from nexus_integrations.jobs.rows import InputFile
 from nexus_integrations.jobs.shards import PLAN, Done, Job, fingerprint_of
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.records import Record
@@ -114,25 +115,13 @@ def embed_corpus(
     `<output>.parts` holds finished shards until they are joined. After an interruption the next run
     with the same rows, model and settings resumes there, on either engine.
 
-    Raises `ValueError` for bad rows (the first ones are named by file and line), and when the rows
-    or the model differ from those of the shards found; `RuntimeError` when another process works
-    on the same output; `ImportError` without pyarrow or Ray; what `find_inputs` and `load` raise.
+    Raises `ValueError` for bad rows, and when rows or model are not those of the shards found;
+    `RuntimeError` when another process works on the same output; `ImportError` without pyarrow or
+    Ray; what `find_inputs` and `load` raise.
     """
     begun = perf_counter()
-    with extra("jobs"):
-        import pyarrow.parquet  # noqa: F401  missed now, not after an hour
-
-    config = config or JobConfig()
-    output = Path(output)
-    if output.suffix not in (".parquet", ".npy"):
-        raise ValueError(f"the output {output} must end in .parquet or .npy")
-    files = find_inputs(
-        [inputs] if isinstance(inputs, (str, Path)) else inputs,
-        id_column=config.id_column,
-        text_columns=config.text_columns,
-    )
-    if any(file.path == output.resolve() for file in files):
-        raise ValueError(f"{output} is among the inputs, and would be overwritten")
+    config, output = config or JobConfig(), Path(output)
+    files = _input_files(inputs, output, config)
     encoder = load()
     rejects = output.with_name(f"{output.name}.rejected.jsonl")
     with _parts_folder(output) as folder:
@@ -162,6 +151,23 @@ def embed_corpus(
         ids=ids,
         rejects=rejects if plan.rejected else None,
     )
+
+
+def _input_files(inputs: Sequence[str | Path], output: Path, config: JobConfig) -> list[InputFile]:
+    """Return the files to read, none of which is the output."""
+    with extra("jobs"):
+        import pyarrow.parquet  # noqa: F401  missed now, not after an hour
+
+    if output.suffix not in (".parquet", ".npy"):
+        raise ValueError(f"the output {output} must end in .parquet or .npy")
+    files = find_inputs(
+        [inputs] if isinstance(inputs, (str, Path)) else inputs,
+        id_column=config.id_column,
+        text_columns=config.text_columns,
+    )
+    if any(file.path == output.resolve() for file in files):
+        raise ValueError(f"{output} is among the inputs, and would be overwritten")
+    return files
 
 
 def _embed_pending(

@@ -6,7 +6,6 @@ its rows; and when its shard is embedded, where the digest shows that the input 
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from nexus_integrations.backends import Role
 from nexus_integrations.files import written_whole
+from nexus_integrations.jobs.ids import SeenIds
 from nexus_integrations.jobs.rows import InputFile, Row, read_rows
 from nexus_integrations.progress import progress_bar
 from nexus_integrations.records import Record
@@ -137,42 +137,62 @@ def make_plan(
     names the first ones; so does an input without a row. `scratch` is a folder, of the file system
     of `rejects`, for what is removed in the end.
     """
-    shards: list[Shard] = []
-    blank, inputs, pending = 0, hashlib.sha256(), _Pending()
+    inputs = _Inputs()
     with (
-        _SeenIds(scratch / ".ids") as seen,
+        SeenIds(scratch / ".ids") as seen,
         _reject_list(rejects, scratch) as bad,
         progress_bar(desc="check rows", unit="row") as bar,
     ):
-        for found, problem in _judged(files, seen):
-            bar.update()
-            if problem is not None:
-                bad.add(files[found.file], found.row.line, problem)
-                if found.row.problem is None:  # nothing is wrong with it for a later reader
-                    pending.left_out.append((found.file, found.row.line))
-                continue
-            blank += not found.row.text.strip()
-            inputs.update(pending.add(found))
-            if pending.full(shard_rows):
-                shards.append(pending.shard())
-                pending = _Pending()
-    if pending.rows:
-        shards.append(pending.shard())
+        shards = list(_cut(files, shard_rows, seen, bad, inputs, bar))
     if bad.count and not skip_bad:
         raise ValueError(bad.told(rejects))
     if not shards:
         raise ValueError("the input holds no row to embed")
     return Plan(
         format=_FORMAT,
-        inputs=inputs.hexdigest(),
+        inputs=inputs.digest.hexdigest(),
         role=role,
         fingerprint=fingerprint,
         shard_rows=shard_rows,
         files=tuple(files),
         shards=tuple(shards),
-        blank=blank,
+        blank=inputs.blank,
         rejected=bad.count,
     )
+
+
+class _Inputs:
+    """What is told of all rows together."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.blank = 0
+
+
+def _cut(
+    files: Sequence[InputFile],
+    shard_rows: int,
+    seen: SeenIds,
+    bad: "_Rejects",
+    inputs: _Inputs,
+    bar: Any,
+) -> Iterator[Shard]:
+    """Yield the shards of the good rows; note the others in `bad`."""
+    pending = _Pending()
+    for found, problem in _judged(files, seen):
+        bar.update()
+        if problem is not None:
+            bad.add(files[found.file], found.row.line, problem)
+            if found.row.problem is None:  # a later reader finds nothing wrong with it
+                pending.left_out.append((found.file, found.row.line))
+            continue
+        inputs.blank += not found.row.text.strip()
+        inputs.digest.update(pending.add(found))
+        if pending.full(shard_rows):
+            yield pending.shard()
+            pending = _Pending()
+    if pending.rows:
+        yield pending.shard()
 
 
 class _Found(NamedTuple):
@@ -247,38 +267,7 @@ def _reject_list(path: Path, drafts: Path) -> Iterator[_Rejects]:
         path.unlink()
 
 
-class _SeenIds:
-    """The ids met so far, in a file: the disk bounds their number, not memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> "_SeenIds":
-        self._path.unlink(missing_ok=True)
-        self._base = sqlite3.connect(self._path, isolation_level=None)
-        # A temporary file needs no protection from crashes.
-        self._base.executescript("pragma journal_mode = off; pragma synchronous = off")
-        self._base.execute(
-            "create table seen (id blob primary key, file int, line int) without rowid"
-        )
-        self._base.execute("begin")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._base.close()
-        self._path.unlink()
-
-    def add(self, id_: str, file: int, line: int) -> tuple[int, int] | None:
-        """Note an id; return file and line of its first occurrence if it has one already."""
-        key = hashlib.blake2b(id_.encode(), digest_size=16).digest()
-        added = self._base.execute("insert or ignore into seen values (?, ?, ?)", (key, file, line))
-        if added.rowcount:
-            return None
-        first: Any = self._base.execute("select file, line from seen where id = ?", (key,))
-        return first.fetchone()  # type: ignore[no-any-return]
-
-
-def _judged(files: Sequence[InputFile], seen: _SeenIds) -> Iterator[tuple[_Found, str | None]]:
+def _judged(files: Sequence[InputFile], seen: SeenIds) -> Iterator[tuple[_Found, str | None]]:
     """Yield every row and what is wrong with it, by itself or among the others."""
     for found in _read(files):
         row, problem = found.row, found.row.problem
