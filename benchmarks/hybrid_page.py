@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import gains
@@ -56,8 +57,10 @@ questions with all-MiniLM-L6-v2, mean over seeds {seeds}.
 
 Everything is chosen on train and dev. "To the best peer" is the difference to the best of model,
 BM25 and RRF on the same test questions, with its 95 % interval (paired bootstrap of each question's
-mean over seeds). Seconds are for building and tuning on a machine with other work, without
-embedding.{unseen}
+mean over seeds). Seconds are for building and tuning, without
+embedding, on a machine with much other work; CPU seconds are those of the whole run, with the test
+questions. "Kept" names the stages that `tune` kept and the weight of the words (0: vectors alone,
+inf: words alone).{unseen}
 """
 
 _UNSEEN = """
@@ -77,7 +80,8 @@ def page(rows: Sequence[Row], file: str) -> str:
                 change = gains.signed(
                     gains.over_questions(group, _last(group), systems[peer], _last(systems[peer]))
                 )
-            lines.append([name, system, f"{_value(group):.4f}", change, _seconds(group)])
+            value = f"{_value(group):.4f}"
+            lines.append([name, system, value, change, *_seconds(group), _kept(group)])
     # NUDGE cannot move passages that no question is about: such runs end with the head.
     unseen = [name for name, found in groups.items() if _last(found.get(VECTORS, [])) == HEAD]
     seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
@@ -87,7 +91,7 @@ def page(rows: Sequence[Row], file: str) -> str:
         depth=next((row["settings"]["depth"] for row in rows if row["recipe"] in FUSIONS), "–"),
         unseen=_UNSEEN.format(" and ".join(unseen)) if unseen else "",
     )
-    head = ["set", "retriever", "nDCG@10", "to the best peer", "seconds"]
+    head = ["set", "retriever", "nDCG@10", "to the best peer", "seconds", "CPU seconds", "kept"]
     machines = sorted({row["machine"]["processor"] for row in rows})
     return "\n".join([text, table(head, lines), f"Machines: {'; '.join(machines)}.\n"])
 
@@ -138,6 +142,17 @@ def _value(group: Sequence[Row]) -> float:
     return gains.mean_of(group, _last(group)).mean
 
 
-def _seconds(group: Sequence[Row]) -> str:
-    found = [row["seconds"] + row["nudge_seconds"] for row in group]
-    return f"{sum(found) / len(found):.1f}"
+def _seconds(group: Sequence[Row]) -> list[str | None]:
+    """Return the seconds of building and tuning, and the CPU seconds of the whole run."""
+    wall = [row["seconds"] + row["nudge_seconds"] for row in group]
+    cpu = [row["cpu_seconds"] for row in group if "cpu_seconds" in row]
+    return [f"{np.mean(wall):.1f}", f"{np.mean(cpu):.1f}" if cpu else None]
+
+
+def _kept(group: Sequence[Row]) -> str | None:
+    """Return what a tuning kept and the weight of the words, seed by seed where they differ."""
+    if "kept" not in group[0]:
+        return None
+    kept = dict.fromkeys(", ".join(row["kept"]) or "nothing" for row in group)
+    weights = dict.fromkeys(row["weight"] for row in group)
+    return f"{' or '.join(kept)}; weight {', '.join(weights)}"

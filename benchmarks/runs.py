@@ -78,6 +78,7 @@ class Bench:
             "seed": settings.get("seed"),
             "alone": share > _ALONE and "beginning_of" not in measured,
             "share": round(share, 2),
+            "cpu_seconds": round(float(own), 1),
             **measured,
             "settings": settings,
             "model": key["model"],
