@@ -97,16 +97,27 @@ def page(rows: Sequence[Row], file: str) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw nDCG@10 of each set and system as bars, as SVG."""
-    groups = _ordered(rows)
+    """Draw the picture of the page as SVG."""
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    chart(rows, figure)
+    # Letters are paths, so no font is needed; the same rows make the same file.
+    with mpl.rc_context({"svg.hashsalt": "nexus-integrations"}):
+        figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
+
+
+def chart(rows: Sequence[Row], figure: Figure) -> None:
+    """Draw nDCG@10 of each set and retriever as bars."""
+    groups = _ordered(rows)
     axes = figure.subplots()
     for place, (system, colour) in enumerate(_SHOWN.items()):
         found = [
-            (n, systems[system]) for n, systems in enumerate(groups.values()) if system in systems
+            (number * (len(_SHOWN) + 1) + place, _value(systems[system]))
+            for number, systems in enumerate(groups.values())
+            if system in systems
         ]
-        places = [n * (len(_SHOWN) + 1) + place for n, _ in found]
-        values = [_value(group) for _, group in found]
+        if not found:
+            continue
+        places, values = zip(*found, strict=True)
         bars = axes.bar(places, values, width=0.92, color=colour, label=_LABELS.get(system, system))
         labels = [f"{value:.2f}".lstrip("0") for value in values]
         axes.bar_label(bars, labels, size=8, color=_INK, padding=1)
@@ -116,9 +127,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set(ylim=(0, 1.05), ylabel="test nDCG@10")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside upper center", ncols=len(_SHOWN), fontsize=8)
-    # Letters are paths, so no font is needed; the same rows make the same file.
-    with mpl.rc_context({"svg.hashsalt": "nexus-integrations"}):
-        figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
 
 
 def _ordered(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
