@@ -17,9 +17,16 @@ FUSIONS: dict[str, Literal["LlamaIndex", "LangChain"]] = {
     "RRF, LlamaIndex": "LlamaIndex",
     "RRF, LangChain": "LangChain",
 }
-VECTORS, LEARNED, TUNED = "tuned vectors", "BM25 with questions", "tune"
+VECTORS, TUNED = "tuned vectors", "tune"
+OWN, LEARNED = "BM25 with pairs", "BM25 with questions"
 PEERS = (MODEL, BM25, *FUSIONS)
-SYSTEMS = {**dict.fromkeys(PEERS, False), VECTORS: True, LEARNED: False, TUNED: True}
+SYSTEMS = {
+    **dict.fromkeys(PEERS, False),
+    VECTORS: True,
+    OWN: False,
+    LEARNED: False,
+    TUNED: True,
+}
 """The systems that are compared, and whether a seed makes a difference to them."""
 
 _INK = "#22303c"
@@ -45,13 +52,14 @@ questions with all-MiniLM-L6-v2, mean over seeds {seeds}.
 ![Test nDCG@10 on each set]({file}.svg)
 
 - **model**: the vectors without tuning.
-- **BM25**: words alone (k1 1.2, b .75, stems and stop words of the language).
+- **BM25**: words alone, by bm25s (k1 1.2, b .75, Snowball stems, without stop words).
 - **RRF**: reciprocal rank fusion of both with equal weights and constant 60, as LlamaIndex's
   `QueryFusionRetriever` and LangChain's `EnsembleRetriever` compute it, over the best {depth} of
-  each side. Both get our BM25: LangChain's own neither stems words nor leaves out stop words.
+  each side. Both get the same BM25: LangChain's own neither stems words nor leaves out stop words.
 - **tuned vectors**: a linear query head, refit, then NUDGE-N.
-- **BM25 with questions**: each passage also has the words of the train and dev questions that it
-  answers.
+- **BM25 with pairs**: our `LexicalIndex`, where two terms in a row are a term too.
+- **BM25 with questions**: the same, and each passage also has the words of the train and dev
+  questions that it answers.
 - **tune**: one call fits heads, NUDGE, learned questions and the weight between vectors and words,
   and keeps each stage only where it helps on held-out questions.
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import hybrid_page
+from benchmarks.bm25 import PlainBM25
 from benchmarks.corpora import Corpus
 from benchmarks.fusion import RankFusion
 from benchmarks.hybrid import HybridBench
@@ -93,11 +94,12 @@ def bench(clinic, clinic_encoder, tmp_path):
 
 def test_peers_are_measured_once_and_the_page_says_their_rows(bench, tmp_path):
     """The page has a line for each system, with the row's value; rows hold no text."""
-    for system in [*hybrid_page.PEERS, hybrid_page.LEARNED]:
+    systems = [*hybrid_page.PEERS, hybrid_page.OWN, hybrid_page.LEARNED]
+    for system in systems:
         row = bench.run(system, None)
         assert bench.run(system, None) == row
     rows = read_rows(bench.path)
-    assert [row["recipe"] for row in rows] == [*hybrid_page.PEERS, hybrid_page.LEARNED]
+    assert [row["recipe"] for row in rows] == systems
     page = hybrid_page.page(rows, "rows")
     for row in rows:
         value = row["test"][row["recipe"]]["ndcg@10"]
@@ -114,3 +116,10 @@ def test_words_learn_from_train_and_dev_alone(bench):
     words = bench.learned_words()
     assert words.learned == {*bench.corpus.train.queries, *bench.corpus.dev.queries}
     assert words.learned.isdisjoint(bench.corpus.test.queries)
+
+
+def test_plain_bm25_by_hand():
+    """Of two passages with the word the shorter is first; one without it is not found."""
+    corpus = {"long": "visitors and many other words", "short": "visitor", "none": "a door"}
+    found = PlainBM25(corpus, "english").search(["Who visits: visitors?"], 3)
+    assert found.ids == [["short", "long"]]
