@@ -34,6 +34,7 @@ _CHANGING = 16_000_000
 # pairs gave up to .03 of nDCG@10; pairs of learned questions cost more than they gave.
 _PAIR = 0.3
 _VALUES = 1_000  # in one query
+_REMEMBERED = 200_000  # ids, some 30 MB
 
 
 class Passage(NamedTuple):
@@ -42,6 +43,13 @@ class Passage(NamedTuple):
     id: str
     text: str
     questions: Mapping[str, str]
+
+
+class _View(NamedTuple):
+    """A commit as it is read, and the ids that were read of it, by segment and entry."""
+
+    searcher: Searcher
+    names: dict[tuple[int, int], str]
 
 
 class Engine:
@@ -58,7 +66,7 @@ class Engine:
                 new = not any(folder.glob("*.store"))  # else a lost meta.json would look empty
                 self._index = Index(self._schema, str(folder)) if new else Index.open(str(folder))
             self._index.register_tokenizer("terms", _between_spaces())
-            self._searcher = self._index.searcher()
+            self._view = _View(self._index.searcher(), {})
         self._seen = self._signature()
         self._replaced = 0  # entries since the last rewriting; in a folder, tantivy counts them
 
@@ -67,7 +75,7 @@ class Engine:
         """The last commit, also when another process made it."""
         if self.folder is not None and self._signature() != self._seen:
             self._reload()
-        return self._searcher
+        return self._view.searcher
 
     def top(self, terms: Sequence[str], k: int) -> list[tuple[str, float]]:
         """Return the k best passages by BM25, best first, of equal scores by id."""
@@ -76,7 +84,7 @@ class Engine:
         with self._reading():
             searcher = self.searcher
             found = searcher.search(self._any_of(terms), k, count=False).hits
-            named = [(_id(searcher, address), score) for score, address in found]
+            named = [(self._name(searcher, address), score) for score, address in found]
         return sorted(named, key=lambda pair: (-pair[1], pair[0]))
 
     def scores(self, terms: Sequence[str], ids: Sequence[str]) -> dict[str, float]:
@@ -89,7 +97,7 @@ class Engine:
             for batch, asked in self._with_values("id", ids):
                 both = [(Occur.Must, Query.const_score_query(asked, 0.0)), (Occur.Must, words)]
                 hits = searcher.search(Query.boolean_query(both), len(batch), count=False).hits
-                found.update({_id(searcher, address): score for score, address in hits})
+                found.update({self._name(searcher, address): score for score, address in hits})
         return found
 
     def ids(self) -> Iterator[str]:
@@ -202,6 +210,18 @@ class Engine:
         segments = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))["segments"]
         return list(segments)
 
+    def _name(self, searcher: Searcher, address: DocAddress) -> str:
+        """Return an id; those that were read lately are remembered, since reading takes 10 µs."""
+        view, place = self._view, (address.segment_ord, address.doc)
+        if searcher is not view.searcher:  # another thread read a later commit
+            return _id(searcher, address)
+        found = view.names.get(place)
+        if found is None:
+            if len(view.names) >= _REMEMBERED:
+                view.names.clear()
+            found = view.names[place] = _id(searcher, address)
+        return found
+
     def _any_of(self, terms: Sequence[str]) -> Query:
         each = [Query.term_query(self._schema, "words", term, "freq") for term in terms]
         for pair in self._analysis.pairs(terms):
@@ -250,10 +270,10 @@ class Engine:
 
     def _reload(self) -> None:
         with self._reading():
-            del self._searcher  # it keeps the old files in use
+            seen = self._signature()
             self._index.reload()
-            self._searcher = self._index.searcher()
-            self._seen = self._signature()
+            self._view = _View(self._index.searcher(), {})
+            self._seen = seen
 
     def _signature(self) -> object:
         if self.folder is None:

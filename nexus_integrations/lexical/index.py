@@ -199,7 +199,8 @@ class LexicalIndex:
 
     def learn(self, questions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> None:
         """Observe many questions, id to text, with the passages that answer each, in one commit."""
-        known = self.learned & questions.keys()
+        holding = self._engine.answering(list(questions)).values()
+        known = {id_ for passage in holding for id_ in passage.questions if id_ in questions}
         if known:
             raise ValueError(f"question {min(known)!r} is in the index already: forget it first")
         learned: dict[str, dict[str, str]] = {}
