@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from nexus_integrations.evaluation import evaluate
 from nexus_integrations.retrievers import DenseRetriever
@@ -200,26 +201,8 @@ def test_an_interrupted_caller_leaves_nothing_behind(children, temporary, error)
 
 def test_a_killed_parent_takes_the_child_along(temporary, tmp_path, package_environment):
     """When this process dies without a word, the child ends and removes its folder."""
-    program = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from dataclasses import replace
-import subprocess
-from nexus_integrations.training import growing
-from test_perforated import OPTIONS, SCHEDULE, make_objective
-popen = subprocess.Popen
-def start(*args, **options):
-    child = popen(*args, **options)
-    print(child.pid, flush=True)
-    return child
-growing.subprocess.Popen = start
-growing.grow(
-    make_objective(), "query", replace(SCHEDULE, epochs=100_000), **OPTIONS,
-    on_epoch=lambda epoch: print("epoch", flush=True),
-)
-"""
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, os.path.dirname(__file__)],
+        [sys.executable, "-c", PARENT, os.path.dirname(__file__)],
         env={**package_environment, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         text=True,
@@ -235,6 +218,79 @@ growing.grow(
         parent.stdout.close()
     assert wait_until(lambda: ended(child) or _is_zombie(child))
     assert wait_until(lambda: not list(temporary.glob("nexus-dendrites-*")))
+
+
+PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import subprocess
+from dataclasses import replace
+from nexus_integrations.training import growing
+from test_perforated import OPTIONS, SCHEDULE, make_objective
+popen = subprocess.Popen
+def start(*args, **options):
+    child = popen(*args, **options)
+    print(child.pid, flush=True)
+    return child
+growing.subprocess.Popen = start
+growing.grow(
+    make_objective(), "query", replace(SCHEDULE, epochs=100_000), **OPTIONS,
+    on_epoch=lambda epoch: print("epoch", flush=True),
+)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads the child's environment")
+def test_killed_processes_leave_no_data_and_the_next_start_removes_the_folder(
+    temporary, package_environment
+):
+    """Parent and child die at once: no tensor of the job is on disk, and the folder goes later.
+
+    The child's environment holds no secret of the parent's.
+    """
+    secrets = {"HF_TOKEN": "hf_canary", "AWS_SECRET_ACCESS_KEY": "canary", "OPENAI_API_KEY": "x"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, os.path.dirname(__file__)],
+        env={**package_environment, **secrets, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = int(parent.stdout.readline())
+    try:
+        assert parent.stdout.readline() == "epoch\n"
+        with open(f"/proc/{child}/environ", "rb") as file:
+            passed_on = file.read()
+        assert b"PATH=" in passed_on
+        assert not [name for name in secrets if name.encode() in passed_on]
+        # Stopped first, so that the child cannot see its parent end.
+        os.kill(child, signal.SIGSTOP)
+    finally:
+        parent.kill()
+        parent.wait()
+        os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
+    (left,) = temporary.glob("nexus-dendrites-*")
+    objective = make_objective()
+    for path in left.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for tensor in (objective.queries, objective.documents, objective.answers):
+            assert tensor[3].numpy().tobytes() not in content, path
+    assert left.stat().st_mode & 0o077 == 0
+    grow_once()
+    assert left.exists()  # too new to tell from one that has no lock yet
+    os.utime(left, (0, 0))
+    grow_once()
+    assert list(temporary.glob("nexus-*")) == []
+
+
+def test_a_folder_in_use_is_left_alone(temporary):
+    """Whoever holds its lock lives."""
+    folder = temporary / "nexus-dendrites-other"
+    folder.mkdir()
+    with FileLock(folder / "parent.lock"):
+        os.utime(folder, (0, 0))
+        grow_once()
+        assert folder.exists()
 
 
 def _is_zombie(pid: int) -> bool:

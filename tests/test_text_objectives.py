@@ -222,6 +222,23 @@ def test_dendrites_grow_on_a_backbone_trained_on_questions(tiny, letters, perfor
     assert result.score > result.baseline_score
 
 
+def test_a_run_that_was_stopped_is_resumed(tiny, letters, tmp_path):
+    """Stopped after two epochs, it trains the other two and ends with the weights of one run."""
+    train, dev = letters
+    whole = finetune(tiny, train, dev, CONFIG)
+
+    def stop(epoch):
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(tiny, train, dev, CONFIG, checkpoint_dir=tmp_path, on_epoch=stop)
+    told = []
+    resumed = finetune(tiny, train, dev, CONFIG, checkpoint_dir=tmp_path, on_epoch=told.append)
+    assert [epoch.score for epoch in told] == [epoch.score for epoch in whole.history]
+    assert resumed.encoder.fingerprint == whole.encoder.fingerprint
+
+
 def test_refit_trains_on_both_from_the_start(tiny, letters, monkeypatch):
     """The weights are others than without, no γ is promised, and dev, now learnt, is not scored."""
     train, dev = letters
