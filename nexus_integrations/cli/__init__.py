@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import nexus_integrations
-from nexus_integrations.cli import demo, embed, evaluate, nudge, train
+from nexus_integrations.cli import demo, embed, evaluate, nudge, train, tune
 from nexus_integrations.cli.output import ReportingGroup
 
 __all__ = ["app"]
@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 for _command in (
     demo.demo,
+    tune.label,
+    tune.tune,
+    tune.search,
     embed.embed,
     train.finetune,
     train.export,

@@ -8,6 +8,7 @@ import typer
 from nexus_integrations.cli.inputs import check_free, existing, model_name, read_questions
 from nexus_integrations.cli.options import DATASET_HELP, AsJson, Force, Model, Vectors
 from nexus_integrations.cli.output import Output
+from nexus_integrations.cli.tune import opened
 
 
 def evaluate(
@@ -29,7 +30,7 @@ def evaluate(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well the vectors answer a dataset's questions, with 95 % intervals.
+    """Measure how well vectors, or a tuned folder, answer questions, with 95 % intervals.
 
     nDCG@10 rewards right passages near the top of the first ten; MRR@10 is one over the rank of the
     first right passage; recall@k is the share of right passages among the first k. All lie in 0..1.
@@ -41,11 +42,16 @@ def evaluate(
     from nexus_integrations.index import MemoryIndex
 
     before = None if against is None else Evaluation.load(existing(against))
-    index = MemoryIndex.load(existing(vectors))
     questions = read_questions(dataset)
     trained = None if trained_on is None else read_questions(trained_on)
-    encoder = DendriticEncoder.load(model_name(model))
-    after = run(DenseRetriever(index, encoder), questions, trained_on=trained)
+    if existing(vectors).is_dir():
+        if model is not None:
+            raise ValueError(f"{vectors} has an encoder of its own: leave out --model")
+        retriever = opened(vectors).retriever
+    else:
+        index = MemoryIndex.load(vectors)
+        retriever = DenseRetriever(index, DendriticEncoder.load(model_name(model)))
+    after = run(retriever, questions, trained_on=trained)
     if output is not None:
         after.save(output)
     if before is None:

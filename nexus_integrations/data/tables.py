@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus_integrations.data.files import json_lines, open_text, reading_csv
-from nexus_integrations.data.labels import Question
+from nexus_integrations.data.labels import Passage, Question
 from nexus_integrations.extras import extra
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -22,6 +22,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "id": ("question_id", "query_id", "id", "_id"),
 }  # fmt: skip
 """Per field of `Question` the column names that it is looked for under, in this order."""
+
+_PASSAGE_FIELDS: dict[str, tuple[str, ...]] = {
+    "id": ("id", "_id", "passage_id", "doc_id", "document_id", "node_id", "chunk_id"),
+    "text": ("text", "content", "page_content", "passage", "body"),
+    "source": FIELDS["source"],
+    "page": FIELDS["page"],
+    "section": FIELDS["section"],
+}
 
 _SNIFFED = 64 * 1024  # characters of a file that tell its delimiter
 
@@ -78,6 +86,31 @@ def read_questions(
         unused=[name for name in names if name not in found.values()],
         blank=blank,
     )
+
+
+def read_passages(path: str | Path) -> list[Passage]:
+    """Read passages from a CSV or TSV with a header, JSONL, Parquet or Excel file.
+
+    Columns are found by their names: an id ("id", "_id", "doc_id" …), the text ("text", "content",
+    "page_content" …), and source, page and section where there are such. Raises `ValueError` for a
+    file without ids or texts.
+    """
+    path = Path(path)
+    rows = list(_rows(path, None))
+    names = list(rows[0]) if rows else []
+    by_name = {name.strip().casefold().replace(" ", "_"): name for name in reversed(names)}
+    found = {
+        field: next((by_name[n] for n in usual if n in by_name), None)
+        for field, usual in _PASSAGE_FIELDS.items()
+    }
+    for field in ("id", "text"):
+        if found[field] is None:
+            usual = ", ".join(_PASSAGE_FIELDS[field])
+            raise ValueError(f"{path} has no column of the passages' {field} ({usual})")
+    return [
+        Passage(**{field: _text(row.get(column)) for field, column in found.items() if column})
+        for row in rows
+    ]
 
 
 def _columns(names: list[str], given: Mapping[str, str], path: Path) -> dict[str, str]:

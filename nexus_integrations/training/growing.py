@@ -49,7 +49,7 @@ _NEW = 60.0  # seconds in which a folder may not have its lock yet
 _PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TEMP", "TMP"),
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "USERPROFILE"),
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
 )
 
 
@@ -136,6 +136,7 @@ def _child(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
                 **passed_on,
                 "PYTHONPATH": _search_path(),
                 "MPLBACKEND": "Agg",
+                "MPLCONFIGDIR": str(folder),  # its own graphs need a place for fonts
                 "HF_HUB_OFFLINE": "1",
                 # Threads that spin while they wait make a busy machine many times slower.
                 "OMP_WAIT_POLICY": "PASSIVE",
