@@ -50,7 +50,7 @@ def files_with(folder: Path, word: str) -> list[str]:
         if word.encode()
         in b"".join(
             bytes(value)
-            for field in ("text", "questions")
+            for field in ("text", "questions", "refusals")
             for value in searcher.doc(tantivy.DocAddress(number, row)).get_all(field)
         )
     ]
@@ -175,6 +175,31 @@ def test_a_passage_is_found_by_the_questions_that_it_answered(lexical):
     assert lexical.forget(["q1", "q9"]) == 1
     assert found(lexical, "feline") == []
     assert lexical.learned == set()
+
+
+def test_a_thumb_down_lowers_the_score_of_like_questions(lexical):
+    """By hand: a tenth of the idf of the terms in common, "cat" (in two of three passages)."""
+    (before,) = lexical.scores(["cats"], [["cats", "dogs"]])
+    lexical.observe("bad", "Do cats fly?", ["cats"], relevant=False)
+    (after,) = lexical.scores(["cats"], [["cats", "dogs"]])
+    idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
+    assert before - after == pytest.approx([0.1 * idf, 0], abs=1e-6)
+    assert lexical.scores(["mat"], [["cats"]])[0] > 0
+    assert lexical.questions(["cats"], relevant=False) == [{"bad": "Do cats fly?"}]
+    assert lexical.questions(["cats"]) == [{}]
+    assert lexical.learned == {"bad"}
+    assert found(lexical, "fly") == []
+    assert lexical.undo() == 1
+    assert lexical.scores(["cats"], [["cats", "dogs"]])[0].tolist() == before.tolist()
+
+
+def test_of_two_equal_passages_the_one_turned_down_comes_second():
+    """Also where only one is asked for: the search looks beyond k."""
+    made = LexicalIndex()
+    made.add(["a", "b"], ["red fish swim", "red fish swim"])
+    made.observe("bad", "red fish", ["a"], relevant=False)
+    assert found(made, "a red fish", k=1) == ["b"]
+    assert found(made, "swim", k=1) == ["a"]
 
 
 def test_undo_brings_every_score_back(lexical):
@@ -333,11 +358,12 @@ def test_a_forgotten_question_is_in_no_byte(tmp_path):
     made.observe("q1", f"first {CANARY}", ["p1", "p2"])
     made.observe("q2", "second question", ["p2", "p3"])  # p2's entry with q1 alone is replaced
     made.observe("q3", f"third {CANARY} once more", ["p2"])
+    made.observe("q4", f"turned down {CANARY}", ["p4"], relevant=False)
     made.delete(["p1"])  # its entry stays until segments are written anew
     assert files_with(folder, CANARY)
     reader = LexicalIndex(folder)
     reader.search(["topic"], 5)  # another reader has the old files open
-    assert made.forget(["q1", "q3"]) == 2
+    assert made.forget(["q1", "q3", "q4"]) == 3
     assert files_with(folder, CANARY) == []
     assert made.learned == {"q2"}
     assert found(made, "second question")[:2] in (["p2", "p3"], ["p3", "p2"])
