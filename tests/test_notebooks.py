@@ -45,7 +45,11 @@ def kernel_environment(monkeypatch, package_environment, encoder) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(path: Path, kernel_environment, request) -> None:
     """No cell fails, the gain that the last cell asserts included; no answer is made up."""
-    needed = {"01": ["llama_index"], "02": ["langchain_core"], "04": ["langchain_chroma"]}
+    needed = {
+        "01": ["llama_index", "tantivy"],
+        "02": ["langchain_core", "tantivy"],
+        "04": ["langchain_chroma"],
+    }
     for package in needed.get(path.stem[:2], []):
         pytest.importorskip(package)
     if path.stem.startswith("03"):
