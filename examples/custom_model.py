@@ -32,7 +32,7 @@ with tempfile.TemporaryDirectory() as folder:
     # Prompts, pooling, towers and maximal length are the model's; queries and documents are told
     # apart. `trust_remote_code` is never used: the model consists of the library's own modules.
     encoder = DendriticEncoder.load(model)
-    print(f"{encoder.dimension} dimensions, {encoder.max_length} word pieces")
+    print(f"{encoder.dimension} dimensions, {encoder.max_length} tokens")
     print(f"fingerprint {encoder.fingerprint[:12]}…")
 
     # One linear head for both sides is the kind that any sentence-transformers program can load.

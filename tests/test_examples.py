@@ -26,6 +26,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 # Each of these gains on dev, and puts the vectors back that it moved.
 WHOLE_JOBS = ["langchain_quickstart", "llama_index_quickstart", "ingestion_pipeline"]
 
+# Each of these tunes in one call.
+TUNED = ["langchain_tune", "llama_index_tune"]
+
 
 def run(
     command: list[object], folder: Path, environment: dict[str, str]
@@ -57,6 +60,17 @@ def test_whole_jobs(name: str, tmp_path: Path, package_environment, encoder) -> 
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("name", TUNED)
+def test_tune(name: str, tmp_path: Path, package_environment, encoder) -> None:
+    """The test questions gain, and the vectors go back."""
+    output = run([sys.executable, EXAMPLES / f"{name}.py"], tmp_path, package_environment).stdout
+    before, after = (float(x) for x in re.findall(r"test, \w+: ([\d.]+)", output))
+    assert after > before + 0.1
+    assert re.search(r"undone: [1-9]\d* vectors", output)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.model
 def test_command_line(tmp_path: Path, package_environment, encoder) -> None:
     """The shell script goes from embed to undo, and the test questions gain."""
     scripts = Path(sys.executable).parent
@@ -74,7 +88,7 @@ def test_custom_model(tmp_path: Path, package_environment, encoder) -> None:
     """A model of one's own gains, and its plain copy gives the same vectors."""
     command = [sys.executable, EXAMPLES / "custom_model.py"]
     output = run(command, tmp_path, package_environment).stdout
-    assert "384 dimensions, 128 word pieces" in output
+    assert "384 dimensions, 128 tokens" in output
     gained(output)
     assert float(re.search(r"agree to (\S+)", output)[1]) < 1e-5
     assert list(tmp_path.iterdir()) == []
@@ -209,7 +223,8 @@ def test_the_endpoint_by_the_openai_client(endpoint: str, tuned) -> None:
 
 def test_every_example_is_run_here() -> None:
     """A new example comes with its test, and stays short."""
-    tested = {*WHOLE_JOBS, "command_line", "custom_model", "postgres", "openai_server"}
+    others = {"command_line", "custom_model", "postgres", "openai_server"}
+    tested = {*WHOLE_JOBS, *TUNED, *others}
     assert {path.stem for path in EXAMPLES.iterdir() if path.is_file()} == tested
     for path in EXAMPLES.iterdir():
         if path.is_file():
