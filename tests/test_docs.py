@@ -77,6 +77,8 @@ def workplace(clinic, tmp_path, monkeypatch):
         (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
     passages = [json.dumps({"id": id_, "text": t}) for id_, t in clinic[0].corpus.items()]
     (tmp_path / "passages.jsonl").write_text("\n".join(passages) + "\n")
+    quote = next(iter(clinic[0].corpus.values()))[:60].replace('"', '""')
+    (tmp_path / "questions.csv").write_text(f'question,answer\nWhat?,"{quote}"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
