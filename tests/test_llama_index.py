@@ -790,7 +790,11 @@ def test_query_time_learns_and_forgets_in_another_process(nudgeable, tmp_path):
     assert retrieved(index, serving) == [("a", 1.0), ("b", turned)]
     assert other.forget(None, "seen").questions == 1
     assert retrieved(index, serving)[1] == ("a", 0.8)
-    assert other.refresh(corpus={"a": "first"}) == {"deleted": 1, "changed": 0, "moved": 0}
+    assert other.refresh(corpus={"a": "first"}, force=True) == {
+        "deleted": 1,
+        "changed": 0,
+        "moved": 0,
+    }
     assert retrieved(index, serving) == [("a", 0.8), ("b", 0.6)]
     stranger = NudgePostprocessor(
         dataset, state_dir=tmp_path, embed_model=LongEmbedding(model_name="long")
