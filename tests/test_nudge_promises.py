@@ -48,6 +48,15 @@ OPERATIONS: dict[str, Callable] = {
 }
 
 
+def test_a_state_is_its_owners_alone(life):
+    """The folder is 0700, and what holds ids and vectors 0600, journal and lock included."""
+    life.folder.observe(life.index, life.question("dev0"), NEW, query_id="dev0")
+    assert life.folder.folder.stat().st_mode & 0o777 == 0o700
+    for path in life.folder.folder.iterdir():
+        if path.name != "nudge.json":  # figures, which only the owner reaches here
+            assert path.stat().st_mode & 0o777 == 0o600, path.name
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_state_on_another_store_is_refused(life, operation):
     """Staging was never nudged: nothing is written there, and production can be undone still."""
