@@ -198,7 +198,12 @@ def no_network(monkeypatch) -> None:
     def refuse(*args: object, **_: object) -> None:
         pytest.fail(f"the network was used: {args[1:]}")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    connect = socket.socket.connect
+
+    def local_alone(self: socket.socket, address: object) -> None:
+        connect(self, address) if self.family == socket.AF_UNIX else refuse(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_alone)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
