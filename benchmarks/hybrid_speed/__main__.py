@@ -199,9 +199,11 @@ def page(content: Mapping[str, Any]) -> str:
 def _shown(system: str, name: str, found: Mapping[str, Any]) -> str | None:
     if system == "store alone" and name in ("build", "disk", "add", "observe"):
         return None
-    if name == "disk" and not found[name]:
+    if name == "disk" and not found.get(name):
         return None
-    value = found[name]
+    value = found.get(name)
+    if value is None:
+        return None
     if name in ("memory", "disk"):
         return f"{value:,.0f}"
     return f"{value:.3f}" if value < 1 else f"{value:,.1f}"
