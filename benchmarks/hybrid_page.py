@@ -100,7 +100,14 @@ def page(rows: Sequence[Row], file: str) -> str:
     )
     head = ["set", "retriever", "nDCG@10", "to the best peer", "CPU seconds", "kept"]
     machines = sorted({row["machine"]["processor"] for row in rows})
-    return "\n".join([text, table(head, lines), f"Machines: {'; '.join(machines)}.\n"])
+    parts = [text, table(head, lines), _missing(groups), f"Machines: {'; '.join(machines)}.\n"]
+    return "\n".join(part for part in parts if part)
+
+
+def _missing(groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> str:
+    """Say on which sets `tune` was not measured yet."""
+    sets = [name for name, systems in groups.items() if TUNED not in systems]
+    return f"Not measured yet: `tune` on {', '.join(sets)}.\n" if sets else ""
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

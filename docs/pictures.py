@@ -1,9 +1,8 @@
 """Draw the pictures of the documentation: `python docs/pictures.py [FOLDER]`.
 
-The bars of results.svg come from the recorded rows in docs/results; the others show definitions.
+results.svg and vectors.svg show recorded rows of docs/results; the others show definitions.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))  # where `benchmarks` is
+
+from benchmarks import hybrid_page, record  # noqa: E402
+
 INK, QUERY, DOCUMENT, FAINT = "#22303c", "#b4452c", "#00796b", "#9aa5ad"
 mpl.rcParams.update(
     {
@@ -143,11 +146,17 @@ def nudge() -> None:
 
 
 def results() -> None:
-    """The recorded test figures of the README's table."""
+    """Vectors, words, and both: the recorded test figures of five sets."""
+    figure = plt.figure(figsize=(8.6, 3.4), layout="constrained")
+    hybrid_page.chart(record.read_rows(DOCS / "results" / "hybrid.jsonl"), figure)
+
+
+def vectors() -> None:
+    """Vectors alone: the recorded test figures of two sets."""
     sets = (("covidqa", "COVID-QA"), ("policyqa", "PolicyQA"))
     figure, axes = plt.subplots(figsize=(8.6, 3.2))
-    lines = (DOCS / "results" / "retrieval.jsonl").read_text().splitlines()
-    rows = {row["run"]: row for row in map(json.loads, lines)}.values()
+    found = record.read_rows(DOCS / "results" / "retrieval.jsonl")
+    rows = {row["run"]: row for row in found}.values()
     nudged = "head + NUDGE-N"
     shown = [
         ("base", "base", FAINT, "base"),
@@ -174,7 +183,7 @@ def results() -> None:
 def main(folder: Path) -> None:
     """Write every picture as SVG, with its letters as paths: no font is asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (heads, dendrite, nudge, results):
+    for draw in (heads, dendrite, nudge, results, vectors):
         draw()
         plt.savefig(folder / f"{draw.__name__}.svg", facecolor="white", metadata={"Date": None})
         plt.close("all")

@@ -193,7 +193,8 @@ def page(content: Mapping[str, Any]) -> str:
         ]
         parts += [f"## {int(size):,} passages\n", record.table(["system", *_COLUMNS], rows)]
     versions = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
-    return "\n".join([*parts, f"{versions}. Other work was running on the machine.\n"])
+    parts.append(f"{versions}. Other work was running on the machine: compare CPU times first.\n")
+    return "\n".join([*parts, *content.get("notes", [])])
 
 
 def _shown(system: str, name: str, found: Mapping[str, Any]) -> str | None:
