@@ -67,11 +67,20 @@ system:
 	touch $@
 
 # The classes that the benchmarks measure against, in an environment of their own.
-bench-peers: .venv/installed-peers
+bench-peers: .venv/installed-peers .venv/installed-bm25
 
 .venv/installed-peers: benchmarks/peers.txt
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+# What benchmarks/hybrid_speed measures against; everything else it finds in .venv.
+.venv/installed-bm25: .venv/installed-dev
+	$(PYTHON) -m venv .venv/bm25
+	.venv/bm25/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		llama-index-retrievers-bm25 rank_bm25
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(.venv/bm25/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_main.pth"
 	touch $@
 
 # What embeds without PyTorch; the tests marked `runtime` run there.
