@@ -336,7 +336,7 @@ def test_the_life_of_a_nudge_by_command(tiny_model: Path) -> None:
     assert status == 1
     assert "holds no question 'q8' (1 such ids of 2)" in error.replace("\n", " ")
     status, output, _ = run("nudge", "forget", "v.parquet", "q9", "--json")
-    assert json.loads(output) == {"forgotten": 1}
+    assert json.loads(output) == {"questions": 1, "documents": 1, "passed_over": 0, "remains": ""}
     assert questions() == 2
     status, output, error = run("nudge", "refresh", "v.parquet", "--dataset", "data:dev", "--json")
     assert status == 0, error

@@ -42,9 +42,10 @@ def evaluate(
     from nexus_integrations.index import MemoryIndex
 
     before = None if against is None else Evaluation.load(existing(against))
+    existing(vectors)
     questions = read_questions(dataset)
     trained = None if trained_on is None else read_questions(trained_on)
-    if existing(vectors).is_dir():
+    if vectors.is_dir():
         if model is not None:
             raise ValueError(f"{vectors} has an encoder of its own: leave out --model")
         retriever = opened(vectors).retriever

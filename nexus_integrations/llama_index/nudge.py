@@ -145,11 +145,11 @@ class NudgePostprocessor(Postprocessor[Source], BaseNodePostprocessor):
             metric,
         )
         dev = None if self.dev is None else _within(self.dev, by_id)
+        state.refresh(index)  # nodes come as they were embedded, those moved earlier as well
         report = nudge_index(index, self.encoder, train, dev, self.config, state_dir=state)
-        if report.written:
-            touched = list({id_ for found in train.relevant_docs.values() for id_ in found})
-            for id_, vector in zip(touched, index.vectors(touched).tolist(), strict=True):
-                by_id[id_].embedding = vector
+        moved = [] if state.state is None else state.state.document_ids
+        for id_, vector in zip(moved, index.vectors(moved).tolist(), strict=True):
+            by_id[id_].embedding = vector
         return report
 
 
