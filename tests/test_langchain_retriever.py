@@ -252,3 +252,17 @@ def test_tune(encoder, clinic, tmp_path):
     retriever.result.undo()
     again = evaluate(store.as_retriever(search_kwargs={"k": 10}), test)
     assert again.hits.ids == before.hits.ids
+
+
+def test_chroma_gives_back_documents_without_metadata(tmp_path):
+    """Its own `get_by_ids` fails for them; their texts are the words."""
+    chroma = pytest.importorskip("langchain_chroma", reason="langchain-chroma is not installed")
+    import chromadb
+
+    client = chromadb.EphemeralClient(chromadb.Settings(anonymized_telemetry=False))
+    store = chroma.Chroma("bare", TableEmbeddings(TABLE), client=client)
+    store.add_documents([Document(id=id_of(text), page_content=text) for text in sorted(PUBLIC)])
+    words = index_words(store, tmp_path / "words")
+    assert len(words) == 2
+    found = NexusRetriever(vectorstore=store, lexical=words, k=1).invoke("alpha budget")
+    assert found[0].page_content in PUBLIC

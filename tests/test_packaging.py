@@ -80,7 +80,8 @@ def test_sdist_builds_the_wheel_and_says_what_it_is(dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as file:
         tops = {name.partition("/")[2].partition("/")[0] for name in file.getnames()}
-    expected = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
+    expected = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "SECURITY.md"}
+    expected |= {"pyproject.toml"}
     assert tops - {"", ".gitignore"} == expected | {"nexus_integrations", "PKG-INFO"}
 
 

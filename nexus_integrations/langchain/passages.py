@@ -22,6 +22,8 @@ class DocumentPassages(Passages[Document]):
         """Return those of the documents that are stored, by id."""
         if not ids:
             return {}
+        if "langchain_chroma.Chroma" in class_names(self._store):
+            return _chroma_items(self._store, ids)
         return {id_of(document): document for document in self._store.get_by_ids(list(ids))}
 
     def text(self, item: Document) -> str:
@@ -55,6 +57,16 @@ class DocumentPassages(Passages[Document]):
 def id_of(document: Document) -> str:
     """Return a document's id, which `QdrantVectorStore` puts among the metadata; "" for none."""
     return str(document.id or document.metadata.get("_id") or "")
+
+
+def _chroma_items(store: Any, ids: Sequence[str]) -> dict[str, Document]:
+    """Return documents; `Chroma.get_by_ids` fails for those without metadata."""
+    found = store.get(ids=list(ids))
+    columns = (found["ids"], found["documents"], found["metadatas"])
+    return {
+        id_: Document(id=id_, page_content=text or "", metadata=notes or {})
+        for id_, text, notes in zip(*columns, strict=True)
+    }
 
 
 def _in_memory(store: InMemoryVectorStore, ids: list[str], filters: Any) -> set[str]:
