@@ -80,12 +80,11 @@ def combinations(vary: Sequence[Sequence[str]]) -> Iterator[FinetuneConfig]:
 
 
 def _read(kind: Any, text: str) -> Any:
-    if kind is bool:
-        return text == "True"
-    if kind in (int, float):
-        return kind(text)
-    if text.isdigit() and int in get_args(kind):
-        return int(text)
+    for option in (kind, *get_args(kind)):  # a type, or one that may be None
+        if option is bool:
+            return text == "True"
+        if option in (int, float):
+            return option(text)
     return text
 
 

@@ -41,7 +41,7 @@ def test_only_the_solver_choice_imports_the_reference():
         for path in FILES
         if any(name.split(".")[0] == "nudge" for name in imported(path))
     ]
-    assert found == ["nudge.apply"]
+    assert found == ["nudge.reference"]
 
 
 def run(program: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -301,11 +301,11 @@ def test_identity_is_the_stores_alone(name, tmp_path, request):
     assert len(made) == 1 + kind.identified
 
 
-def test_asking_for_an_identity_writes_nothing(store_of):
+@pytest.mark.parametrize("name", ["qdrant", "lancedb", "milvus"])
+def test_asking_for_an_identity_writes_nothing(store_of, name):
     """Until it is marked, a store that holds a note has none."""
-    for name in ("qdrant", "lancedb", "milvus"):
-        index = Filled(store_of(STORES[name]), "l2", size=4).index
-        assert [identity_of(index), identity_of(index)] == ["", ""]
+    index = Filled(store_of(STORES[name]), "l2", size=4).index
+    assert [identity_of(index), identity_of(index)] == ["", ""]
 
 
 def test_identities_within_one_store(store_of):
@@ -393,16 +393,19 @@ def test_purge_vacuums_postgres_outside_of_transactions(store_of):
     filled.check_vectors(index, filled.new)
 
 
-def test_purge_says_what_it_cannot_do(store_of):
-    """What an engine keeps is said: by Qdrant, a Chroma server, Milvus, and of files of FAISS."""
-    for name, says in (
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
         ("qdrant", "until its optimizer"),
         ("chroma-server", "chroma vacuum"),
         ("milvus", "saved segments"),
         ("faiss-flat", "files that were written"),
-    ):
-        index = Filled(store_of(STORES[name]), "l2", size=4).index
-        assert says in index.purge()
+    ],
+)
+def test_purge_says_what_it_cannot_do(store_of, name, says):
+    """What an engine keeps is said: by Qdrant, a Chroma server, Milvus, and of files of FAISS."""
+    index = Filled(store_of(STORES[name]), "l2", size=4).index
+    assert says in index.purge()
 
 
 @pytest.mark.parametrize("name", STORES)

@@ -179,7 +179,11 @@ def test_export_by_command(tuned, tmp_path):
     assert told["fingerprint"] == DendriticEncoder.load(tmp_path / "edge").fingerprint
     size = sum(file.stat().st_size for file in (tmp_path / "edge").rglob("*") if file.is_file())
     assert told["bytes"] == size
-    again = CliRunner().invoke(app, ["export", str(tuned.saved), "--model", str(tuned.saved)])
+    saved = str(tuned.saved)
+    again = CliRunner().invoke(app, ["export", saved, "--model", saved])
+    assert again.exit_code == 1
+    assert "is not empty: --force overwrites what is in it" in again.stderr
+    again = CliRunner().invoke(app, ["export", saved, "--model", saved, "--force"])
     assert again.exit_code == 1
     assert "something other than an exported encoder" in again.stderr
 

@@ -180,9 +180,10 @@ class _Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backbone, name)
 
-    def encode(self, texts: Sequence[str], role: Role) -> Floats:
+    def encode(self, texts: Sequence[str], role: Role) -> tuple[Floats, int]:
+        """Return the vectors, and no count of truncated texts: the backbone warned of them."""
         new = [text for text in dict.fromkeys(texts) if (role, text) not in self._known]
         if new:
             for text, vector in zip(new, self.backbone.encode(new, role)[0], strict=True):
                 self._known[role, text] = vector
-        return np.stack([self._known[role, text] for text in texts])
+        return np.stack([self._known[role, text] for text in texts]), 0

@@ -10,12 +10,13 @@ import numpy as np
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder
+from nexus_integrations.extras import extra
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.lexical import LexicalIndex
 from nexus_integrations.protocols import Encoder, Floats, Hits, Metric, VectorIndex
 from nexus_integrations.retrievers import DenseRetriever, HybridRetriever, Match
-from nexus_integrations.tuning import TuneConfig, TuneResult, tune
-from nexus_integrations.tuning.result import WORDS, retriever_of
+from nexus_integrations.tuning.config import TuneConfig
+from nexus_integrations.tuning.result import WORDS, TuneResult, retriever_of
 
 Item = TypeVar("Item")
 
@@ -207,6 +208,8 @@ def tune_store(
 
     With an encoder that cannot be saved the folder holds what undoes the tuning, and no more.
     """
+    with extra("train"):
+        from nexus_integrations.tuning.stages import tune
     config = config or TuneConfig()
     if folder is not None:
         folder = Path(folder)

@@ -23,8 +23,8 @@ from nexus_integrations.langchain.index import open_index
 from nexus_integrations.langchain.nudge import encoder_of, through
 from nexus_integrations.langchain.passages import DocumentPassages
 from nexus_integrations.lexical import LexicalIndex
-from nexus_integrations.tuning import TuneConfig, TuneResult
-from nexus_integrations.tuning.result import ENCODER
+from nexus_integrations.tuning.config import TuneConfig
+from nexus_integrations.tuning.result import ENCODER, TuneResult
 
 
 class NexusRetriever(BaseRetriever):
@@ -90,7 +90,7 @@ class NexusRetriever(BaseRetriever):
         Each is kept only where it helps questions that did not choose it: `retriever.result` tells,
         and undoes it. Without `lexical` the words are the store's own texts. In `folder` lies what
         undoes the tuning and, for `NexusEmbeddings`, all that `load` opens again. Raises what
-        `open_index` and `nexus_integrations.tuning.tune` raise.
+        `open_index` and `nexus_integrations.tune` raise.
         """
         embeddings = _embeddings_of(store, embeddings)
         result = tune_store(

@@ -19,8 +19,8 @@ from nexus_integrations.llama_index.embedding import NexusEmbedding
 from nexus_integrations.llama_index.index import open_index
 from nexus_integrations.llama_index.nudge import encoder_of, through
 from nexus_integrations.llama_index.passages import NodePassages
-from nexus_integrations.tuning import TuneConfig, TuneResult
-from nexus_integrations.tuning.result import ENCODER
+from nexus_integrations.tuning.config import TuneConfig
+from nexus_integrations.tuning.result import ENCODER, TuneResult
 
 
 class NexusRetriever(BaseRetriever):
@@ -80,7 +80,7 @@ class NexusRetriever(BaseRetriever):
         Each is kept only where it helps questions that did not choose it: `retriever.result` tells,
         and undoes it. Without `lexical` the words are the store's own texts. In `folder` lies what
         undoes the tuning and, for a `NexusEmbedding`, all that `load` opens again. Raises what
-        `open_index` and `nexus_integrations.tuning.tune` raise.
+        `open_index` and `nexus_integrations.tune` raise.
         """
         embed_model = embed_model or index._embed_model
         result = tune_store(

@@ -1,7 +1,26 @@
-"""The whole job in one call: heads, NUDGE, words that passages learn, and the weight between."""
+"""The whole job in one call: heads, NUDGE, questions on passages, and the weight of words.
 
-from nexus_integrations.tuning.config import TuneConfig
-from nexus_integrations.tuning.result import Stage, TuneResult
-from nexus_integrations.tuning.tune import tune
+Names are imported on first use: what was tuned is used without PyTorch.
+"""
 
-__all__ = ["Stage", "TuneConfig", "TuneResult", "tune"]
+from typing import TYPE_CHECKING
+
+from nexus_integrations.extras import lazily
+
+if TYPE_CHECKING:
+    from nexus_integrations.tuning.config import TuneConfig
+    from nexus_integrations.tuning.result import Stage, TuneRecord, TuneResult
+    from nexus_integrations.tuning.stages import tune
+
+__all__ = ["Stage", "TuneConfig", "TuneRecord", "TuneResult", "tune"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "Stage": "result",
+        "TuneConfig": "config",
+        "TuneRecord": "result",
+        "TuneResult": "result",
+        "tune": "stages",
+    },
+)
