@@ -1,16 +1,16 @@
 """Vectors and words over a framework's own store, with the store's own metadata filters."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 
 from nexus_integrations.data import RetrievalDataset
 from nexus_integrations.encoder import DendriticEncoder
 from nexus_integrations.extras import extra
+from nexus_integrations.frameworks.passages import Item, Passages
 from nexus_integrations.index.memory import MemoryIndex
 from nexus_integrations.lexical import LexicalIndex
 from nexus_integrations.protocols import Encoder, Floats, Hits, Metric, VectorIndex
@@ -18,35 +18,7 @@ from nexus_integrations.retrievers import DenseRetriever, HybridRetriever, Match
 from nexus_integrations.tuning.config import TuneConfig
 from nexus_integrations.tuning.result import WORDS, TuneResult, retriever_of
 
-Item = TypeVar("Item")
-
 _BATCH = 1_000  # passages whose texts a store is asked for at a time
-
-
-class Passages(ABC, Generic[Item]):
-    """What a store holds beside vectors, through the framework's object: texts and metadata."""
-
-    @abstractmethod
-    def items(self, ids: Sequence[str]) -> dict[str, Item]:
-        """Return those of the passages that are stored, by id, as the framework's own class."""
-
-    @abstractmethod
-    def text(self, item: Item) -> str:
-        """Return the text by which a passage was embedded."""
-
-    @abstractmethod
-    def near(self, query: list[float], k: int, filters: Any) -> list[str]:
-        """Return the ids of the k nearest passages that the filter keeps, best first.
-
-        Raises `NotImplementedError` for a store that applies no filters.
-        """
-
-    @abstractmethod
-    def kept(self, ids: list[str], filters: Any) -> set[str]:
-        """Return those of the passages that the filter keeps, as the store itself judges.
-
-        Raises `NotImplementedError` for a store that applies no filters.
-        """
 
 
 class Filtered:

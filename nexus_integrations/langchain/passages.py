@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from nexus_integrations.frameworks.retriever import Passages
+from nexus_integrations.frameworks.passages import Passages
 from nexus_integrations.langchain.index import class_names
 
 Kept: TypeAlias = Callable[[Any, list[str], Any], set[str]]

@@ -7,7 +7,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores import MetadataFilters, VectorStoreQuery
 
-from nexus_integrations.frameworks.retriever import Passages
+from nexus_integrations.frameworks.passages import Passages
 
 Kept: TypeAlias = Callable[[Any, list[str], MetadataFilters], set[str]]
 
