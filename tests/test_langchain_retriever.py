@@ -2,7 +2,6 @@
 
 import math
 import pickle
-from uuid import uuid4
 
 import pytest
 from langchain_core.documents import Document
@@ -85,11 +84,21 @@ def store():
 
 
 class Standard(RetrieversIntegrationTests):
-    """LangChain's integration tests for retrievers."""
+    """LangChain's integration tests for retrievers, over one store."""
+
+    kind = MemoryStore
+
+    @pytest.fixture(autouse=True)
+    def filled(self, store_of):  # noqa: F811
+        self.store = store_of(self.kind).fill(documents(), TableEmbeddings(TABLE))
 
     @property
     def retriever_constructor(self) -> type[BaseRetriever]:
         return NexusRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict:
+        return {"vectorstore": self.store, "lexical": index_words(self.store)}
 
     @property
     def retriever_query_example(self) -> str:
@@ -99,52 +108,23 @@ class Standard(RetrieversIntegrationTests):
 class TestInMemory(Standard):
     """Over LangChain's own store."""
 
-    @property
-    def retriever_constructor_params(self) -> dict:
-        store = InMemoryVectorStore(TableEmbeddings(TABLE))
-        store.add_documents(documents())
-        return {"vectorstore": store, "lexical": index_words(store)}
-
 
 class TestChroma(Standard):
     """Over a Chroma folder."""
 
-    @pytest.fixture(autouse=True)
-    def folder(self, tmp_path, no_network):
-        pytest.importorskip("langchain_chroma")
-        import chromadb
-        from chromadb.api.shared_system_client import SharedSystemClient
-
-        settings = chromadb.Settings(anonymized_telemetry=False)
-        self.client = chromadb.PersistentClient(str(tmp_path), settings)
-        yield
-        SharedSystemClient.clear_system_cache()
-
-    @property
-    def retriever_constructor_params(self) -> dict:
-        from langchain_chroma import Chroma
-
-        store = Chroma(uuid4().hex, TableEmbeddings(TABLE), client=self.client)
-        store.add_documents(documents())
-        return {"vectorstore": store, "lexical": index_words(store)}
+    kind = ChromaStore
 
 
 class TestQdrant(Standard):
-    """Over Qdrant in memory."""
+    """Over Qdrant."""
 
-    @property
-    def retriever_constructor_params(self) -> dict:
-        pytest.importorskip("langchain_qdrant")
-        from langchain_qdrant import QdrantVectorStore
+    kind = QdrantStore
 
-        store = QdrantVectorStore.from_documents(
-            documents(),
-            TableEmbeddings(TABLE),
-            ids=[document.id for document in documents()],
-            location=":memory:",
-            collection_name="docs",
-        )
-        return {"vectorstore": store, "lexical": index_words(store)}
+
+class TestPostgres(Standard):
+    """Over a table of PostgreSQL."""
+
+    kind = PostgresStore
 
 
 async def test_both_scores(store):
